@@ -1,0 +1,82 @@
+"""The meta-training loop. It reads from top to bottom and knows no method, dataset, logger or file by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from time import monotonic
+from typing import Any
+
+from metarun.engine.evaluate import Score
+from metarun.engine.state import TrainState
+from metarun.engine.step import train_step
+from metarun.settings import TrainSettings
+from metarun.types import Algorithm, Episodes, Net, TrainingError
+
+Row = dict[str, Any]
+
+
+def fit(
+    algorithm: Algorithm,
+    net: Net,
+    state: TrainState,
+    episodes: Episodes,
+    settings: TrainSettings,
+    *,
+    chunk: int | None,
+    checkpoint_every: int,
+    validate: Callable[[TrainState], Score],
+    log: Callable[[Row], None],
+    save: Callable[[str, TrainState], None],
+    tick: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
+
+    log(row)            one row of metrics: {"step", "split": "train" or "val", ...}
+    save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
+    tick(step)          after every step; must not wait for the device
+
+    Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
+    """
+    batch = settings.meta_batch
+    mark, mark_step = monotonic(), state.step
+    while state.step < settings.iterations:
+        metrics = train_step(algorithm, net, state, episodes(state.step * batch, batch), chunk, settings.clip)
+        state.add(metrics)
+        step, ended, stopping = state.step, state.step == settings.iterations, stop()
+        tick(step)
+
+        if step % settings.log_every == 0 or ended:
+            means = _finite(state)
+            rate = (step - mark_step) / max(monotonic() - mark, 1e-9)
+            log({"step": step, "split": "train", **means, "lr": state.lr, "rate": round(rate, 3)})
+            state.forget()
+            mark, mark_step = monotonic(), step
+        if step % settings.val_every == 0 or ended:
+            paused = monotonic()
+            result = validate(state)
+            better = not state.best or result.mean > state.best["accuracy"]
+            if better:
+                state.best = {"step": step, "accuracy": result.mean}
+            log({"step": step, "split": "val", "accuracy": result.mean, "ci95": result.ci95, "best": better})
+            if better:
+                save("best", state)
+            mark += monotonic() - paused  # validation is not training time
+        if step % checkpoint_every == 0 or ended or stopping:
+            _finite(state)
+            save("last", state)
+        if stopping and not ended:
+            return False
+    return True
+
+
+def _finite(state: TrainState) -> dict[str, float]:
+    means = state.means()
+    broken = [f"{name} = {value}" for name, value in means.items() if not isfinite(value)]
+    if broken:
+        raise TrainingError(
+            f"training diverged by step {state.step}: {', '.join(broken)}. "
+            "Lower train.lr or algo.inner_lr, or set train.clip=10"
+        )
+    return means

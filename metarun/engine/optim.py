@@ -1,0 +1,57 @@
+"""The outer optimizer and its learning-rate schedule, by their names in `torch.optim`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from metarun.hints import did_you_mean
+from metarun.types import InputError
+
+TIED_TO_LENGTH = ("linear", "cosine")
+"""Schedules that end with the run: they reach zero at `train.iterations`."""
+
+_NEED_MORE = {"LBFGS", "SparseAdam", "Optimizer"}  # a closure, sparse gradients, abstract
+_NEED_OBJECTS = {
+    "LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau", "SWALR"
+}  # fmt: skip
+
+
+def _named(module: Any, base: type, without: set[str]) -> dict[str, Any]:
+    found = vars(module).items()
+    return {n: c for n, c in found if isinstance(c, type) and issubclass(c, base) and n not in without and n[0] != "_"}
+
+
+def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[str, Any]) -> Optimizer:
+    """`torch.optim.NAME(weights, lr=lr, **args)`. Raises `InputError` for an unknown name or argument."""
+    known = _named(torch.optim, Optimizer, _NEED_MORE)
+    if name not in known:
+        raise InputError(f"train.optimizer: no optimizer '{name}' in torch.optim; {did_you_mean(name, known)}")
+    try:
+        return known[name](list(weights), **{"lr": lr} | args)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"train.optimizer_args: torch.optim.{name} refuses {args}: {e}") from None
+
+
+def make_scheduler(name: str, optimizer: Optimizer, iterations: int, args: dict[str, Any]) -> LRScheduler | None:
+    """`constant`, `linear` or `cosine` (both to 0 at `iterations`), or a class of `torch.optim.lr_scheduler`."""
+    if name == "constant":
+        return None
+    if name == "linear":
+        return lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=iterations)
+    if name == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=iterations)
+    known = _named(lr_scheduler, LRScheduler, _NEED_OBJECTS)
+    if name not in known:
+        raise InputError(
+            f"train.schedule: no schedule '{name}'; {did_you_mean(name, ['constant', *TIED_TO_LENGTH, *known])}"
+        )
+    try:
+        return known[name](optimizer, **args)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"train.schedule_args: torch.optim.lr_scheduler.{name} refuses {args}: {e}") from None

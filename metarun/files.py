@@ -1,0 +1,42 @@
+"""Files that are whole or absent: nobody ever sees half of one, whatever kills the process that writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces `path` by what `write` puts into the open file it is given; on any failure `path` is as it was.
+
+    The folder must exist. A symbolic link at `path` is replaced, not followed. Several processes may write one
+    `path` at once: each writes a temporary file of its own, and the last to finish wins. Raises what `write` raises,
+    and `OSError`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        # Not `tempfile`, whose files only their owner may read: what is left behind has the mode of any other file.
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        # Also for a KeyboardInterrupt: what was begun is taken away.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # `torch.save` tells of a full disk in a RuntimeError about positions; what it hides is what helps.
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    # The new name, too, should outlast a power cut. Where a folder cannot be synced the file is whole all the same.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

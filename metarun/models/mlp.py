@@ -1,0 +1,49 @@
+"""MLP: fully connected layers with norm and ReLU on flattened items.
+
+256-128-64-64 is the non-convolutional network of Finn et al. 2017 (section 5.2, Omniglot).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from metarun.models.layers import Norm, linear, xavier
+from metarun.models.network import Network
+from metarun.types import Meta, register, setting
+
+
+@register("model", "mlp")
+@dataclass(frozen=True, kw_only=True)
+class MLP(Network):
+    widths: list[int] = setting([256, 128, 64, 64])
+
+    def check(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths={self.widths}: give one or more layer widths of at least 1")
+        for width in self.widths:
+            self._check_groups(width, "a width of ")
+
+    @property
+    def feature_size(self) -> int:
+        return self.widths[-1]
+
+    def trunk_init(self, generator: Generator, norm: Norm) -> Meta:
+        meta: Meta = {}
+        for i, (inputs, width) in enumerate(pairwise([self._inputs, *self.widths])):
+            meta[f"linear{i}.weight"] = xavier((width, inputs), generator)
+            if not norm.subtracts_channel_mean:
+                meta[f"linear{i}.bias"] = torch.zeros(width)
+            meta |= norm.init(f"norm{i}", width)
+        return meta
+
+    def trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
+        x = x.flatten(1)
+        for i in range(len(self.widths)):
+            x = linear(x, meta[f"linear{i}.weight"], meta.get(f"linear{i}.bias"))
+            x = F.relu(norm(meta, f"norm{i}", x))
+        return x

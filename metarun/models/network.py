@@ -1,0 +1,117 @@
+"""What every model shares: a trunk that makes features, a linear head, and where norm statistics come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Generator, Tensor
+
+from metarun.models.layers import Norm, linear
+from metarun.types import Meta, setting
+
+STATISTICS = ("batch", "support", "running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(ABC):
+    """A network as pure functions of its weights.
+
+    `statistics` says what a batch norm's mean and variance are taken from:
+    `batch`    the examples of the forward pass itself. On queries this is transductive: they see one another.
+    `support`  the support set, under the same weights; a query then depends on no other query.
+    `running`  moving averages over training, used at test time (training itself uses the batch).
+    """
+
+    item_shape: tuple[int, ...]
+    outputs: int
+    running: Meta | None = None
+    """the moving averages; None while training"""
+    norm: str = setting("batch", choices=("batch", "group", "layer", "none"))
+    statistics: str = setting("batch", choices=STATISTICS)
+    groups: int = setting(8, least=1)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `ValueError` for settings that do not fit the items."""
+
+    @abstractmethod
+    def trunk_init(self, generator: Generator, norm: Norm) -> Meta:
+        """Fresh weights of the trunk."""
+
+    @abstractmethod
+    def trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
+        """x: (n, *item) -> (n, feature_size)"""
+
+    @property
+    @abstractmethod
+    def feature_size(self) -> int: ...
+
+    @property
+    def statistics_used(self) -> str:
+        """What an accuracy of this network must be read with."""
+        if self.norm == "batch":
+            return self.statistics
+        return "none" if self.norm == "none" else "per example"
+
+    @property
+    def tracks(self) -> bool:
+        """Whether moving averages are kept while training."""
+        return self.norm == "batch" and self.statistics == "running"
+
+    def at_test(self, running: Meta) -> Network:
+        """The same network as it predicts: with the moving averages, if it keeps any."""
+        return replace(self, running=running) if self.tracks else self
+
+    def init(self, generator: Generator, head: bool = True) -> Meta:
+        """Fresh weights on the CPU; `head=False` leaves the classifier out."""
+        meta = self.trunk_init(generator, self._norm())
+        if head:
+            meta["head.weight"] = 0.01 * torch.randn((self.outputs, self.feature_size), generator=generator)
+            meta["head.bias"] = torch.zeros(self.outputs)
+        return meta
+
+    def features(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor:
+        """x: (n, *item) -> (n, feature_size). `support` is read only where `statistics` is `support`."""
+        if support is None or self.norm != "batch" or self.statistics != "support":
+            return self.trunk(meta, x, self._norm(running=self.running))
+        rows = len(support)
+        return self.trunk(meta, torch.cat([support, x]), self._norm(support=rows))[rows:]
+
+    def head(self, meta: Meta, features: Tensor) -> Tensor:
+        """(n, feature_size) -> (n, outputs)"""
+        return linear(features, meta["head.weight"], meta["head.bias"])
+
+    def __call__(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor:
+        return self.head(meta, self.features(meta, x, support))
+
+    def moments(self, meta: Meta, x: Tensor) -> Meta:
+        """The batch statistics of every norm on x, by name: what the moving averages average."""
+        collected: Meta = {}
+        self.trunk(meta, x, self._norm(collected=collected))
+        return collected
+
+    def fresh_running(self) -> Meta:
+        """Moving averages before the first step: mean 0, variance 1. Empty where none are kept."""
+        if not self.tracks:
+            return {}
+        with torch.no_grad():
+            one = torch.zeros(2, *self.item_shape)
+            names = self.moments(self.init(torch.Generator()), one)
+        return {k: torch.zeros_like(v) if k.endswith(".mean") else torch.ones_like(v) for k, v in names.items()}
+
+    def _norm(self, support: int = 0, running: Meta | None = None, collected: Meta | None = None) -> Norm:
+        return Norm(self.norm, self.groups, support, running, collected)
+
+    def _check_groups(self, channels: int, where: str) -> None:
+        if self.norm == "group" and channels % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {where}={channels}")
+
+    @property
+    def _inputs(self) -> int:
+        return prod(self.item_shape)

@@ -1,0 +1,287 @@
+"""Config to objects to a run. The only place that builds anything from config."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun import checkpoint, config, runs
+from metarun.config import Plan, Tree
+from metarun.data.sampler import EpisodeSampler
+from metarun.device import describe, pick
+from metarun.engine.evaluate import Score, score, task_accuracies
+from metarun.engine.loop import fit
+from metarun.engine.optim import TIED_TO_LENGTH, make_optimizer, make_scheduler
+from metarun.engine.state import TrainState
+from metarun.environment import environment
+from metarun.loggers.console import Console
+from metarun.loggers.jsonl import JsonLines
+from metarun.loggers.sink import Logger, RunInfo
+from metarun.report import Report, show
+from metarun.types import InputError, Net
+
+GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run's parts, built and checked; nothing has been written yet."""
+
+    plan: Plan
+    device: torch.device
+    net: Net
+    test_net: Net
+    state: TrainState
+    train: EpisodeSampler
+    val: EpisodeSampler
+    logger: Logger
+
+
+def sampler(plan: Plan, split: str, device: torch.device) -> EpisodeSampler:
+    """Training episodes follow the run's seed; validation and test episodes are the same for every run."""
+    bank = plan.dataset.load(split, plan.data_root).to(device)
+    if split == "train":
+        return EpisodeSampler(bank, plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
+    return EpisodeSampler(bank, plan.eval.way, plan.eval.shot, plan.eval.query, plan.eval.seed, split, "eval")
+
+
+def network(plan: Plan, episodes: EpisodeSampler) -> Net:
+    return plan.model(item_shape=episodes.bank.item_shape, outputs=episodes.way)
+
+
+def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState:
+    """Step 0: weights drawn on the CPU from the run's seed, so that every device starts from the same ones."""
+    drawn = plan.algorithm.init(net, torch.Generator().manual_seed(plan.seed))
+    meta = {name: w.to(device).requires_grad_() for name, w in drawn.items()}
+    running = {name: value.to(device) for name, value in net.fresh_running().items()}
+    train = plan.train
+    optimizer = make_optimizer(train.optimizer, meta.values(), train.lr, train.optimizer_args)
+    scheduler = make_scheduler(train.schedule, optimizer, train.iterations, train.schedule_args)
+    return TrainState(meta, optimizer, scheduler, running)
+
+
+def prepare(tree: Tree) -> Session:
+    """Everything a run needs. Raises `InputError` for all that a person can get wrong, before anything is written."""
+    plan = config.read(tree)
+    logger = config.component("logger", tree)
+    device = pick(plan.device)
+    train, val = sampler(plan, "train", device), sampler(plan, "val", device)
+    sampler(plan, "test", torch.device("cpu"))  # read by evaluation only; here just for whether it can be
+    net, test_net = network(plan, train), network(plan, val)
+    state = fresh_state(plan, net, device)
+    if missing := _misfits(state, plan, test_net):
+        raise InputError(missing)
+    return Session(plan, device, net, test_net, state, train, val, logger)
+
+
+def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
+    """Why the trained weights could not be evaluated, or nothing: a head is for one way."""
+    wanted = plan.algorithm.init(test_net, torch.Generator())
+    for name, w in state.meta.items():
+        if wanted[name].shape != w.shape:
+            return (
+                f"eval.way={plan.eval.way}: '{name}' is trained for task.way={plan.task.way} and fits no other; "
+                "set eval.way = task.way"
+            )
+    return ""
+
+
+def train(tree: Tree, asked: Path | None) -> int:
+    """`metarun train`: a new run from a resolved config, in the folder `asked` for or one of its own."""
+    session = prepare(tree)
+    folder = runs.claim("train", tree, asked)
+    with runs.lock(folder):
+        runs.write_config(folder, tree)
+        runs.write_json(folder / "environment.json", environment(session.device))
+        (folder / "checkpoints").mkdir()
+        return _fit(session, tree, folder)
+
+
+def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
+    """`metarun train resume=`: the run in `folder` goes on from its last checkpoint, to the same bits.
+
+    `asked` is the config that the command line composes, `typed` the keys that were typed on it.
+    """
+    with runs.lock(folder):
+        tree = continued(runs.read_config(folder), asked, typed, folder)
+        last = folder / "checkpoints" / "last.pt"
+        content = checkpoint.load(last) if last.exists() else None
+        if content and content["step"] > tree["train"]["iterations"]:
+            raise InputError(
+                f"train.iterations={tree['train']['iterations']}: the run is at step {content['step']} already; "
+                "give more, or leave it out"
+            )
+        session = prepare(tree)
+        if content:
+            checkpoint.restore(session.state, content, last)
+        runs.write_config(folder, tree)
+        return _fit(session, tree, folder, resumed=True)
+
+
+FREE = ("device", "logger", "data_root", "checkpoint", "plugins")
+"""Nodes that say where and how a run is computed and kept, not what it is."""
+
+
+def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
+    """The run's own config with what may change on resuming. Raises `InputError` for what would change its meaning."""
+    tree = own | {key: asked[key] for key in typed for key in [key.split(".")[0]] if key in FREE}
+    before, now = config.flat(own), config.flat(asked)
+    for key in typed:
+        if key.split(".")[0] in (*FREE, "resume", "hydra"):
+            continue
+        for leaf in [k for k in now if k == key or k.startswith(f"{key}.")]:
+            if leaf == "train.iterations":
+                if now[leaf] != before.get(leaf) and own["train"]["schedule"] in TIED_TO_LENGTH:
+                    raise InputError(
+                        f"train.iterations={now[leaf]}: this run's schedule is '{own['train']['schedule']}', which "
+                        f"ends at its {before.get(leaf)} iterations; another length is another run: start a new one"
+                    )
+                tree["train"] = tree["train"] | {"iterations": now[leaf]}
+            elif now[leaf] != before.get(leaf):
+                raise InputError(
+                    f"{leaf}={now[leaf]}: the run in {folder} has {before.get(leaf)}, and another value would be "
+                    "another run; leave it out, or start a new run without resume="
+                )
+    return tree
+
+
+def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> int:
+    plan, state = session.plan, session.state
+    console = Console(folder / "log.txt", state.step, plan.train.iterations)
+    rows = JsonLines(folder / "metrics.jsonl", state.step)
+    label = runs.label(tree)
+    tags = (tree["algo"]["name"], tree["dataset"]["name"], tree["model"]["name"])
+    sink = session.logger.open(RunInfo(folder, label, tags, tree, resumed, console.say))
+
+    def validate(state: TrainState) -> Score:
+        net = session.test_net.at_test(state.running)
+        return score(
+            task_accuracies(
+                plan.algorithm, net, state.meta, session.val, plan.train.val_episodes, plan.device.eval_batch
+            )
+        )
+
+    def log(row: dict[str, Any]) -> None:
+        for target in (rows, sink, console):
+            target.log(row)
+
+    code = 1
+    report: Report | None = None
+    try:
+        console.say(f"{label} on {describe(session.device)}: {folder}")
+        if resumed:
+            console.say(f"resumed at step {state.step} of {plan.train.iterations}")
+        with _graceful() as caught:
+            fit(
+                plan.algorithm,
+                session.net,
+                state,
+                session.train,
+                plan.train,
+                chunk=plan.device.chunk,
+                checkpoint_every=plan.checkpoint.every,
+                validate=validate,
+                log=log,
+                save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
+                tick=console.tick,
+                stop=lambda: bool(caught),
+            )
+        console.end_progress()
+        if caught and state.step < plan.train.iterations:
+            console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
+            code = GRACEFUL[caught[0]]
+        else:
+            report = measure(tree, folder, "best", "test")
+            runs.write_json(folder / "eval.json", report.json())
+            show(report, console.say)
+            console.say(f"run: {folder}")
+            code = 0
+        return code
+    finally:
+        summary: dict[str, Any] = {"best": state.best.get("accuracy"), "best_step": state.best.get("step")}
+        if report is not None:
+            summary |= {"test/accuracy": report.score.mean, "test/ci95": report.score.ci95}
+        sink.close(summary, code)
+        rows.close()
+        console.close()
+
+
+@contextlib.contextmanager
+def _graceful() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM instead of dying of it; a second one has its usual effect."""
+    caught: list[int] = []
+    usual: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        for n, handler in usual.items():
+            signal.signal(n, handler)
+
+    for number in GRACEFUL:
+        usual[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def evaluate(asked: Tree) -> int:
+    """`metarun eval`: a trained run on fixed episodes; writes a new folder, touches nothing of the run's."""
+    folder = runs.find(asked["run"], "run")
+    tree = runs.read_config(folder)
+    tree["device"] = asked["device"]
+    if asked.get("data_root"):
+        tree["data_root"] = asked["data_root"]
+    changes = {k: v for k, v in asked["eval"].items() if v is not None}
+    steps, statistics, split = (changes.pop(k, None) for k in ("steps", "statistics", "split"))
+    tree["eval"] = tree["eval"] | changes
+    if steps is not None:
+        if "eval_steps" not in tree["algo"]:
+            raise InputError(f"eval.steps={steps}: {tree['algo']['name']} takes no inner steps at test time")
+        tree["algo"] = tree["algo"] | {"eval_steps": steps}
+    if statistics is not None:
+        tree["model"] = tree["model"] | {"statistics": statistics}
+    report = measure(tree, folder, asked["checkpoint"], split or "test")
+    show(report, print)
+    out = runs.claim("eval", tree)
+    runs.write_json(out / "eval.json", report.json())
+    print(f"eval: {out / 'eval.json'}")
+    return 0
+
+
+def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
+    """Evaluates checkpoint `which` of a run on the fixed episodes of `split`."""
+    plan = config.read(tree)
+    if split not in ("val", "test"):
+        raise InputError(f"eval.split={split}: must be val or test")
+    device = pick(plan.device)
+    path = folder / "checkpoints" / f"{which}.pt"
+    content = checkpoint.load(path)
+    episodes = sampler(plan, split, device)
+    net = network(plan, episodes)
+    wanted = plan.algorithm.init(net, torch.Generator())
+    meta = {n: w.to(device) for n, w in checkpoint.match(content["meta"], wanted, path).items()}
+    running = {n: w.to(device) for n, w in checkpoint.match(content["running"], net.fresh_running(), path).items()}
+    tested = task_accuracies(
+        plan.algorithm, net.at_test(running), meta, episodes, plan.eval.episodes, plan.device.eval_batch
+    )
+    last = folder / "checkpoints" / "last.pt"
+    trained = checkpoint.load(last)["step"] if last.exists() else content["step"]
+    return Report(
+        score(tested),
+        tree,
+        folder,
+        which,
+        content["step"],
+        trained,
+        split,
+        plan.algorithm.eval_steps,
+        net.statistics_used,
+    )

@@ -1,0 +1,106 @@
+"""Small networks and random tasks in double precision, for whatever algorithm and model is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from metarun.config import known
+from metarun.engine.step import meta_gradient
+from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net
+
+WAY, SHOT, QUERY, TASKS = 3, 2, 2, 3
+ITEM = (1, 8, 8)
+
+ALGORITHMS = sorted(known("algo"))
+
+_SHORT = {"inner_steps": 2, "eval_steps": 2, "inner_batch": 4}
+
+Model = tuple[str, dict[str, Any]]
+CONV4: Model = ("conv4", {"filters": 8, "blocks": 2, "halving": "stride", "readout": "flatten"})
+POOLED: Model = ("conv4", {"filters": 8, "blocks": 2, "halving": "pool", "readout": "mean"})
+MLP: Model = ("mlp", {"widths": [12, 8]})
+_LISTED = [CONV4, POOLED, MLP]
+MODELS = _LISTED + [(name, {}) for name in sorted(known("model")) if name not in {listed for listed, _ in _LISTED}]
+"""Every model: small where it is listed, with its defaults otherwise."""
+
+NORMS = ("batch", "group", "layer", "none")
+STATISTICS = ("batch", "support", "running")
+
+
+def model_id(model: Model) -> str:
+    return "-".join([model[0], *(str(value) for value in model[1].values() if isinstance(value, str))])
+
+
+def make_algorithm(name: str, **settings: Any) -> Algorithm:
+    """The algorithm with few inner steps, in small batches, where it has such settings."""
+    cls = known("algo")[name]
+    own = {f.name for f in fields(cls)}
+    return cls(**{k: v for k, v in _SHORT.items() if k in own} | settings)
+
+
+def make_net(model: Model = CONV4, norm: str = "batch", statistics: str = "batch") -> Any:
+    name, settings = model
+    common = {"item_shape": ITEM, "outputs": WAY, "norm": norm, "statistics": statistics, "groups": 4}
+    return known("model")[name](**common, **settings)
+
+
+def make_meta(algorithm: Algorithm, net: Net, seed: int = 0) -> Meta:
+    """Initial weights, shaken so that no bias is 0 and no norm's weight 1; leaves in double precision."""
+    generator = Generator().manual_seed(seed)
+    drawn = algorithm.init(net, generator)
+    return {
+        n: (w + 0.1 * torch.randn(w.shape, generator=generator)).double().requires_grad_() for n, w in drawn.items()
+    }
+
+
+def make_running(net: Net, seed: int = 1) -> Meta:
+    """Moving averages as if there had been some training."""
+    generator = Generator().manual_seed(seed)
+    return {n: v.double() + 0.5 * torch.rand(v.shape, generator=generator) for n, v in net.fresh_running().items()}
+
+
+def make_episodes(tasks: int = TASKS, seed: int = 2, query: int = QUERY) -> EpisodeBatch:
+    """Noise with the classes in an order of its own in every task."""
+    generator = Generator().manual_seed(seed)
+
+    def labels(each: int) -> Tensor:
+        order = [torch.randperm(WAY * each, generator=generator) % WAY for _ in range(tasks)]
+        return torch.stack(order)
+
+    def items(each: int) -> Tensor:
+        return torch.rand((tasks, WAY * each, *ITEM), generator=generator, dtype=torch.float64)
+
+    return EpisodeBatch(items(SHOT), labels(SHOT), items(query), labels(query))
+
+
+def one_by_one(episodes: EpisodeBatch) -> Iterator[Episode]:
+    for i in range(len(episodes.support_x)):
+        yield Episode(*(field[i] for field in episodes))
+
+
+def vmapped_gradient(
+    algorithm: Algorithm, net: Net, meta: Meta, episodes: EpisodeBatch, chunk: int | None = None
+) -> tuple[Meta, dict[str, Tensor], Meta]:
+    """The engine's own: gradient by name, metrics, norm statistics."""
+    for w in meta.values():
+        w.grad = None
+    metrics, moments = meta_gradient(algorithm, net, meta, episodes, chunk)
+    missing = [name for name, w in meta.items() if w.grad is None]
+    assert not missing, f"no gradient for {missing}"
+    return {name: w.grad.clone() for name, w in meta.items()}, metrics, moments  # type: ignore[union-attr]
+
+
+def loop_gradient(loss: Callable[[Episode], Tensor], meta: Meta, episodes: EpisodeBatch) -> Meta:
+    """The same by its definition: task after task with no vmap, and plain autograd around it."""
+    losses = torch.stack([loss(task) for task in one_by_one(episodes)])
+    return dict(zip(meta, torch.autograd.grad(losses.mean(), list(meta.values()))))
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|"""
+    return float((a - b).norm() / b.norm())
