@@ -7,10 +7,10 @@ shell completion stand behind it as Hydra users know them.
 from __future__ import annotations
 
 import os
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
 
 from metarun import __version__
 
@@ -20,6 +20,7 @@ COMMANDS = {
     "list": "what there is to choose from: list [algo|dataset|model|experiment|...]",
 }
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
+WIDTH = 80
 
 
 def usage() -> str:
@@ -44,34 +45,50 @@ def usage() -> str:
 
 
 def main() -> None:
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        code = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        # While training, a run ends itself and says how to go on; here there was nothing to save yet, or any more.
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # Whoever read this has closed (`metarun list | head -1`). Nothing may be written any more, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
 
 
 def dispatch(args: list[str]) -> int:
+    """Runs what the words after `metarun` ask for; the exit code."""
     if args[:1] in (["-sc"], ["--shell-completion"]):
         return _completion(args)
-    if not args or args[0] in ("-h", "--help"):
+    if not args:
+        print(usage(), file=sys.stderr)
+        return 2
+    if args[0] in ("-h", "--help"):
         print(usage())
-        return 0 if args else 2
-    if args[0] in ("-V", "--version"):
-        print(f"metarun {__version__}")
         return 0
     command, *rest = args
+    if command in ("-V", "--version") or rest in (["-V"], ["--version"]):
+        print(f"metarun {__version__}")
+        return 0
     if command not in COMMANDS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
-        return _fail(f"no command '{command}'; {hint}")
+        return _fail(f"no command '{command}'; {_hint(command, COMMANDS)}")
     if command == "list":
         return _list(rest)
     return _hydra(command, rest)
 
 
 def _fail(message: str) -> int:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _hint(word: str, options: Iterable[str]) -> str:
+    from metarun.hints import did_you_mean
+
+    return did_you_mean(word, options)
 
 
 def conf_dir() -> Path:
@@ -91,18 +108,21 @@ def choices(group: str) -> dict[str, str]:
 
 def _list(args: list[str]) -> int:
     if args[:1] in (["-h"], ["--help"]):
-        print(f"usage: metarun list [{'|'.join(GROUPS)}]")
+        print(f"usage: metarun list [{'|'.join(GROUPS)}] ...")
         return 0
-    for group in args or GROUPS:
+    for group in args:
         if group not in GROUPS:
-            return _fail(f"nothing called '{group}' to list; there are {', '.join(GROUPS)}")
+            return _fail(f"nothing called '{group}' to list; {_hint(group, GROUPS)}")
     for group in args or GROUPS:
         if len(args) != 1:
             print(f"{group}=")
         names = choices(group)
         width = max((len(name) for name in names), default=0)
         for name, text in names.items():
-            print(f"  {name:<{width}}  {text}")
+            first, *more = wrap(text, WIDTH - width - 4) or [""]
+            print(f"  {name:<{width}}  {first}".rstrip())
+            for line in more:
+                print(f"  {'':<{width}}  {line}")
     return 0
 
 
@@ -126,70 +146,6 @@ def _completion(args: list[str]) -> int:
 
 
 def _hydra(command: str, args: list[str]) -> int:
-    """Runs a command under Hydra; the exit code. A person's mistake is a short message and 2, never a traceback."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from metarun.app import run
 
-    # With it Hydra raises what it would print and exit on, which is how its messages can be made short. A job's own
-    # surprises still get their full traceback.
-    asked_full = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    codes: list[int] = []
-
-    def task(cfg: Any) -> None:
-        from metarun.commands import execute
-
-        codes.append(execute(command, cfg))
-
-    task.__module__ = "metarun"
-    sys.argv = [sys.argv[0], *args]
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException) as e:
-        if asked_full and asked_full != "0":
-            raise
-        return _fail(explain(str(e), command, args))
-    return max(codes, default=0)
-
-
-def explain(message: str, command: str, args: list[str]) -> str:
-    """Hydra's complaint as one line that says what to type instead."""
-    if found := re.search(r"Could not find '(?:[^']*/)?([^'/]+)'", message):
-        options = re.findall(r"^\t(\S+)$", message, re.M)
-        group = re.search(r"Available options in '([^']+)'", message)
-        where = group[1] if group else "config"
-        return f"{where}={found[1]}: no such option; {_suggest(found[1], options)}"
-    if found := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
-        return f"{found[1].split('=')[0]}: no such setting; {_suggest(found[1].split('=')[0], _keys(command, args))}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[0] if lines else "the command line cannot be understood"
-
-
-def _suggest(word: str, options: list[str]) -> str:
-    from metarun.hints import did_you_mean
-
-    return did_you_mean(word, options)
-
-
-def _keys(command: str, args: list[str]) -> list[str]:
-    """Every group and key that the command knows under the groups that were chosen."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    def leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
-        out = []
-        for key, value in node.items():
-            out.append(f"{prefix}{key}")
-            out += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-        return out
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            cfg = compose(command, [a for a in args if a.split("=")[0] in GROUPS])
-        except HydraException:
-            cfg = compose(command)
-    return [*GROUPS, *leaves(OmegaConf.to_container(cfg))]  # type: ignore[arg-type]
+    return run(command, args, conf_dir())

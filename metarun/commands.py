@@ -1,7 +1,8 @@
-"""A composed Hydra config to a command's exit code. The only module that looks at Hydra's own state."""
+"""A composed Hydra config to a command's exit code."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,37 +10,60 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from metarun.types import InputError, TrainingError
 
 
 def execute(command: str, cfg: DictConfig) -> int:
-    """Runs one job. 0, or 2 for the person's mistake, 1 for a training that failed; a signal ends the process."""
+    """Runs one job. 0, or 2 for the person's mistake, 1 for a run that failed; a signal ends the process."""
     try:
         code = _execute(command, cfg)
     except InputError as e:
-        for line in str(e).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _fail(2, str(e))
     except TrainingError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+        return _fail(1, str(e))
+    except (RuntimeError, MemoryError) as e:
+        if not _is_about_memory(e):
+            raise
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(e), re.I)
+        return _fail(1, f"not enough memory{f' for {size[1]}' if size else ''}; {LESS_MEMORY}")
     if code >= 128:
         raise SystemExit(code)  # also out of a multirun's remaining jobs
     return code
 
 
-def _execute(command: str, cfg: DictConfig) -> int:
-    for key in OmegaConf.missing_keys(cfg):
-        raise InputError(f"metarun {command} needs {key}=PATH or {key}=latest")
-    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+LESS_MEMORY = (
+    "set device.chunk (tasks at a time; the result is the same), or lower train.meta_batch or the model's size"
+)
 
+
+def _is_about_memory(e: Exception) -> bool:
+    """torch has a class of its own for a GPU's memory only."""
+    told = str(e).lower()
+    return isinstance(e, MemoryError) or any(
+        sign in told
+        for sign in ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation")
+    )
+
+
+def _fail(code: int, message: str) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _execute(command: str, cfg: DictConfig) -> int:
     from metarun import config, run, runs
 
+    tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
     if command == "eval":
-        return run.evaluate(tree)
-    resume = tree.pop("resume")
+        return run.evaluate(config.settled_request(tree))
+    resume = tree.pop("resume", None)
+    if resume == "":
+        raise InputError("resume= needs the path of a run, or latest")
+    tree = config.settled(tree)
     if resume is not None:
         typed = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
         return run.resume(
@@ -48,9 +72,28 @@ def _execute(command: str, cfg: DictConfig) -> int:
     return run.train(tree, _asked_folder())
 
 
+def _plain(command: str, cfg: DictConfig) -> Any:
+    """The config as plain data, its interpolations resolved."""
+    try:
+        missing = OmegaConf.missing_keys(cfg)
+        if "run" in missing:
+            raise InputError("metarun eval needs run=PATH or run=latest")
+        if missing:
+            raise InputError("\n".join(f"metarun {command} needs {key}=VALUE" for key in sorted(missing)))
+        tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as e:
+        reason, *more = str(e).splitlines()
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", reason).strip('"')
+        key = next((line.split(": ")[1] for line in more if "full_key" in line), "a setting")
+        raise InputError(f"{key}: {reason}; write a value, or name what there is") from None
+    if tree.get("data_root") == "":  # METARUN_DATA= is how a shell takes it away
+        tree["data_root"] = "data" if command == "train" else None
+    return tree | {"plugins": tree.get("plugins") or []}
+
+
 def _asked_folder() -> Path | None:
     """Where Hydra was told to put the run; None where metarun is to choose."""
     hydra = HydraConfig.get()
-    if hydra.mode == RunMode.RUN and hydra.run.dir == ".":
-        return None
-    return Path(hydra.runtime.output_dir)
+    folder = Path(hydra.runtime.output_dir)
+    # Hydra counts from where it was called, and so does `hydra.run.dir=.`, which is what metarun's own config says.
+    return None if hydra.mode == RunMode.RUN and folder.resolve() == Path(hydra.runtime.cwd).resolve() else folder

@@ -1,26 +1,23 @@
-"""From a composed config to checked settings: every value against its type and limits, all complaints together."""
+"""From a composed config to checked settings."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import pkgutil
-import sys
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from math import isfinite
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from metarun.hints import did_you_mean
+from metarun.registry import ROOMS, known, load_plugins, lookup
+from metarun.schema import Complaints, Tree, checked, convert, limits_of, made, shown, spelled_out
 from metarun.settings import CheckpointSettings, DeviceSettings, EvalSettings, TaskSettings, TrainSettings
-from metarun.types import REGISTRY, Algorithm, Dataset, InputError, Limits
+from metarun.types import Algorithm, Dataset, InputError, setting
 
-ROOMS = {"algo": "algorithms", "dataset": "data", "model": "models", "logger": "loggers"}
+__all__ = ["Tree", "known", "load_plugins", "lookup"]  # part of this module for those who use it
+
 NODES: dict[str, type] = {
     "task": TaskSettings,
     "train": TrainSettings,
@@ -29,7 +26,43 @@ NODES: dict[str, type] = {
     "device": DeviceSettings,
 }
 PLAIN = ("seed", "data_root", "paper", "plugins")
-Tree = dict[str, Any]
+SEEDS = 2**63 - 1
+"""the largest seed that torch takes"""
+DEPTH = 12
+"""of mappings within mappings: far more than a config has"""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A recipe's published number, in %, and the settings it was measured under."""
+
+    accuracy: float = setting(0.0, least=0, most=100)
+    ci95: float | None = setting(None, least=0)
+    source: str = setting("")
+    protocol: dict[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What `metarun eval` may change of a run's evaluation. None: as in the run."""
+
+    episodes: int | None = setting(None, least=1)
+    way: int | None = setting(None, least=2)
+    shot: int | None = setting(None, least=1)
+    query: int | None = setting(None, least=1)
+    seed: int | None = setting(None, least=0)
+    split: str = setting("test", choices=("test", "val"))
+    steps: int | None = setting(None, least=0)
+    statistics: str | None = setting(None, choices=("batch", "support", "running"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rest of what `metarun eval` is asked."""
+
+    run: str = setting("")
+    checkpoint: str = setting("best", choices=("best", "last"))
+    data_root: str | None = setting(None)
 
 
 @dataclass(frozen=True)
@@ -48,71 +81,6 @@ class Plan:
     data_root: Path
 
 
-def load_plugins(modules: list[str]) -> None:
-    """Imports the person's own modules, whose `@register` lines extend the registries."""
-    sys.path.insert(0, str(Path.cwd()))
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError as e:
-            raise InputError(f"plugins: cannot import '{name}': {e}; is it in this folder or installed?") from e
-
-
-def known(kind: str) -> dict[str, type]:
-    """Every class of a kind by name: metarun's own, installed plugins' (entry points), and the person's."""
-    room = importlib.import_module(f"metarun.{ROOMS[kind]}")
-    for module in pkgutil.iter_modules(room.__path__):
-        importlib.import_module(f"{room.__name__}.{module.name}")
-    for entry in importlib.metadata.entry_points(group="metarun.plugins"):
-        entry.load()
-    return REGISTRY[kind]
-
-
-def lookup(kind: str, node: Any) -> type:
-    if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
-        raise InputError(f"{kind}: needs a name; choose one with {kind}=NAME (metarun list {kind})")
-    options = known(kind)
-    if node["name"] not in options:
-        hint = did_you_mean(node["name"], options)
-        raise InputError(f"{kind}.name: no {kind} is called '{node['name']}'; {hint} (your own: plugins=[your.module])")
-    return options[node["name"]]
-
-
-def checked(cls: type, node: Mapping[str, Any] | None, where: str) -> Tree:
-    """The settings of `cls` in a config node, each of the right type and within its limits.
-
-    Raises `InputError` with a line for each thing wrong: an unknown key, a wrong type, a value out of range.
-    """
-    hints = get_type_hints(cls)
-    limits = {f.name: f.metadata[Limits.key] for f in fields(cls) if Limits.key in f.metadata}
-    good: Tree = {}
-    wrong: list[str] = []
-    for key, value in (node or {}).items():
-        if key == "name" and key not in limits:
-            continue
-        if key not in limits:
-            wrong.append(f"{where}.{key}: no such setting; {did_you_mean(str(key), limits)}")
-            continue
-        typed, ok = _convert(value, hints[key])
-        if not ok:
-            wrong.append(f"{where}.{key}={value!r}: must be {_say(hints[key])}")
-        elif typed is not None and (why := limits[key].broken_by(typed)):
-            wrong.append(f"{where}.{key}={value}: {why}")
-        else:
-            good[key] = typed
-    if wrong:
-        raise InputError("\n".join(wrong))
-    return good
-
-
-def made(cls: type, settings: Tree, where: str, **given: Any) -> Any:
-    """`cls(**settings, **given)`; what the class itself refuses becomes an `InputError` about `where`."""
-    try:
-        return cls(**settings, **given)
-    except ValueError as e:
-        raise InputError(f"{where}: {e}") from None
-
-
 def deferred(kind: str, tree: Tree) -> Callable[..., Any]:
     """The class that `KIND.name` names with its settings checked, waiting for what config does not say."""
     cls = lookup(kind, tree.get(kind))
@@ -126,50 +94,133 @@ def component(kind: str, tree: Tree) -> Any:
 
 def read(tree: Tree) -> Plan:
     """The checked run that a resolved config describes. Raises `InputError` with every complaint there is."""
-    wrong: list[str] = []
+    wrong = Complaints()
+    _check_nodes(tree, wrong)
+    parts = {
+        key: wrong.about(lambda key=key, cls=cls: made(cls, checked(cls, tree[key], key), key))
+        for key, cls in NODES.items()
+        if key in tree
+    }
+    algorithm = wrong.about(lambda: component("algo", tree))
+    dataset = wrong.about(lambda: component("dataset", tree))
+    model = wrong.about(lambda: deferred("model", tree))
+    if tree.get("paper") is not None:
+        wrong.about(lambda: checked(Paper, tree["paper"], "paper"))
+    wrong.end()
+    return Plan(
+        **parts,
+        algorithm=algorithm,
+        dataset=dataset,
+        model=model,
+        seed=_seed(tree),
+        data_root=_data_root(tree),
+    )
 
-    def attempt(make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except InputError as e:
-            wrong.append(str(e))
 
-    def plain(key: str, kind: type, least: float | None = None) -> Any:
-        value, ok = _convert(tree.get(key), kind)
-        if not ok or (least is not None and value < least):
-            raise InputError(f"{key}={tree.get(key)!r}: must be {_say(kind)}" + (f" of at least {least}" if ok else ""))
-        return value
+def settled(tree: Tree) -> Tree:
+    """The config of a new run: checked, the logger too, and with every setting spelled out.
 
+    A default that changes in a later version then changes no run that is there already.
+    """
+    wrong = Complaints()
+    wrong.about(lambda: read(tree))
+    wrong.about(lambda: component("logger", tree))
+    wrong.end()
+    out = dict(tree) | {"seed": _seed(tree)}
+    for key, cls in NODES.items():
+        out[key] = spelled_out(cls, tree[key], key)
+    for kind in ROOMS:
+        out[kind] = spelled_out(lookup(kind, tree[kind]), tree[kind], kind)
+    return out
+
+
+def settled_request(tree: Tree) -> Tree:
+    """What `metarun eval` is asked, checked. Raises `InputError` with every complaint there is."""
+    wrong = Complaints()
+    allowed = {f.name for f in fields(Asked)}
+    for key in tree.keys() - allowed - {"eval", "device", "plugins"}:
+        hint = did_you_mean(str(key), [*allowed, "eval", "device", "plugins"])
+        wrong.lines.append(f"{key}: metarun eval has no such setting; {hint}")
+    given = {key: tree[key] for key in allowed & tree.keys()}
+    if isinstance(run := given.get("run"), int | None):
+        given["run"] = "" if run is None else str(run)  # a folder's name may be a number
+    request: Tree | None = wrong.about(lambda: spelled_out(Asked, given, ""))
+    changes = wrong.about(lambda: spelled_out(Changes, tree.get("eval", {}), "eval"))
+    device = wrong.about(lambda: spelled_out(DeviceSettings, tree.get("device", {}), "device"))
+    if request is not None and not request["run"]:
+        wrong.lines.append("metarun eval needs run=PATH or run=latest")
+    wrong.end()
+    return tree | (request or {}) | {"eval": changes, "device": device}
+
+
+def _check_nodes(tree: Tree, wrong: Complaints) -> None:
+    """The nodes there must be, the settings of the plain ones, and no others."""
     allowed = {*NODES, *ROOMS, *PLAIN}
     for key in tree.keys() - allowed:
-        wrong.append(f"{key}: no such node; {did_you_mean(str(key), allowed)}")
-    parts = {
-        key: attempt(lambda key=key, cls=cls: made(cls, checked(cls, tree.get(key), key), key))
-        for key, cls in NODES.items()
-    }
-    algorithm = attempt(lambda: component("algo", tree))
-    dataset = attempt(lambda: component("dataset", tree))
-    model = attempt(lambda: deferred("model", tree))
-    seed = attempt(lambda: plain("seed", int, 0))
-    data_root = attempt(lambda: plain("data_root", str))
-    if wrong:
-        raise InputError("\n".join(wrong))
-    return Plan(**parts, algorithm=algorithm, dataset=dataset, model=model, seed=seed, data_root=Path(data_root))
+        wrong.lines.append(f"{key}: no such node; {did_you_mean(str(key), allowed)}")
+    if gone := [*_missing_from(tree)]:
+        wrong.lines.append(f"{', '.join(gone)}: missing; a setting can be given another value, but not taken away")
+    for get in (_seed, _data_root):
+        wrong.about(lambda get=get: get(tree))
+
+
+def _missing_from(tree: Tree) -> Iterator[str]:
+    """The settings that a run cannot do without and its config does not have."""
+    for key, cls in NODES.items():
+        node = tree.get(key, {})
+        if key not in tree:
+            yield key
+        elif isinstance(node, Mapping):
+            yield from (f"{key}.{name}" for name in limits_of(cls) if name not in node)
+    yield from (key for key in ("seed", "data_root") if key not in tree)
+
+
+def _seed(tree: Tree) -> int:
+    value, ok = convert(tree.get("seed"), int)
+    if "seed" in tree and not (ok and 0 <= value <= SEEDS):
+        raise InputError(f"seed={shown(tree['seed'])}: must be a whole number from 0 to 2^63 - 1")
+    return value
+
+
+def _data_root(tree: Tree) -> Path:
+    value, ok = convert(tree.get("data_root"), str)
+    if "data_root" in tree and not (ok and value):
+        raise InputError(f"data_root={shown(tree['data_root'])}: must be the path of a folder")
+    return Path(value or "").expanduser()
 
 
 def load_tree(path: Path) -> Tree:
-    """A config file of a run folder, as plain data: no tags, no interpolation, nothing that could run."""
+    """The config file of a run folder, as plain data: no tags, no interpolation, nothing that could run.
+
+    Raises `InputError` for a file that no run wrote.
+    """
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is not a config ({str(e).splitlines()[0]})") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is not a config: it holds no settings")
-    if "${" in yaml.safe_dump(tree):
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = yaml.safe_dump(tree)
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as e:
+        raise InputError(f"{path} is not a run's config ({' '.join(str(e).split())[:120]})") from None
+    if not isinstance(tree, dict) or not tree:
+        raise InputError(f"{path} is not a run's config: it holds no settings")
+    if "${" in text:
         raise InputError(
             f"{path}: holds an interpolation '${{...}}'; a run's own config is resolved, so this is not one"
         )
+    if why := _not_plain(tree):
+        raise InputError(f"{path} is not a run's config: {why}")
     return tree
+
+
+def _not_plain(value: Any, depth: int = 0) -> str:
+    """Why a value read from YAML cannot be a config; nothing where it can."""
+    if depth > DEPTH:
+        return "its nodes are nested too deep"
+    if isinstance(value, dict):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            return f"the key {odd[0]!r} is no name"
+        return next(filter(None, (_not_plain(v, depth + 1) for v in value.values())), "")
+    if isinstance(value, list):
+        return next(filter(None, (_not_plain(v, depth + 1) for v in value)), "")
+    return ""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
@@ -181,35 +232,3 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
         else:
             out[f"{prefix}{key}"] = value
     return out
-
-
-def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
-    """The value as its type hint wants it, and whether it could be. Nothing is parsed out of strings."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value, True
-    if origin in (Union, types.UnionType):
-        tries = [_convert(value, a) for a in args]
-        return next((t for t in tries if t[1]), (None, False))
-    if hint is type(None):
-        return None, value is None
-    if origin is list:
-        items = [_convert(v, args[0]) for v in value] if isinstance(value, (list, tuple)) else [(None, False)]
-        return [v for v, _ in items], all(ok for _, ok in items)
-    if origin is dict:
-        return (dict(value), True) if isinstance(value, Mapping) else (None, False)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value), isfinite(value)
-    return value, isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _say(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", type(None): "null"}
-    if hint in words:
-        return words[hint]
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is list:
-        return f"a list, each {_say(args[0])}"
-    if origin is dict:
-        return "a mapping {key: value}"
-    return " or ".join(_say(a) for a in args)

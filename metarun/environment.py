@@ -19,6 +19,7 @@ PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
+    """One session of a run: when, what was typed, with which versions, on what machine."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.orig_argv[1:],

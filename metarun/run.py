@@ -24,8 +24,9 @@ from metarun.loggers.console import Console
 from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
 from metarun.report import Report, show
-from metarun.types import InputError, Net
+from metarun.types import SPLITS, ClassBank, InputError, Net
 
+WHICH = ("best", "last")
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
 
@@ -41,11 +42,12 @@ class Session:
     train: EpisodeSampler
     val: EpisodeSampler
     logger: Logger
+    digests: dict[str, str]
+    """what tells the data of each split from other data"""
 
 
-def sampler(plan: Plan, split: str, device: torch.device) -> EpisodeSampler:
+def sampler(plan: Plan, split: str, bank: ClassBank) -> EpisodeSampler:
     """Training episodes follow the run's seed; validation and test episodes are the same for every run."""
-    bank = plan.dataset.load(split, plan.data_root).to(device)
     if split == "train":
         return EpisodeSampler(bank, plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
     return EpisodeSampler(bank, plan.eval.way, plan.eval.shot, plan.eval.query, plan.eval.seed, split, "eval")
@@ -71,13 +73,15 @@ def prepare(tree: Tree) -> Session:
     plan = config.read(tree)
     logger = config.component("logger", tree)
     device = pick(plan.device)
-    train, val = sampler(plan, "train", device), sampler(plan, "val", device)
-    sampler(plan, "test", torch.device("cpu"))  # read by evaluation only; here just for whether it can be
+    banks = {split: plan.dataset.load(split, plan.data_root) for split in SPLITS}
+    digests = {split: bank.digest() for split, bank in banks.items()}
+    sampler(plan, "test", banks["test"])  # evaluation's alone; here just for whether it can be done at the end
+    train, val = (sampler(plan, split, banks[split].to(device)) for split in ("train", "val"))
     net, test_net = network(plan, train), network(plan, val)
     state = fresh_state(plan, net, device)
     if missing := _misfits(state, plan, test_net):
         raise InputError(missing)
-    return Session(plan, device, net, test_net, state, train, val, logger)
+    return Session(plan, device, net, test_net, state, train, val, logger, digests)
 
 
 def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
@@ -95,11 +99,10 @@ def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
 def train(tree: Tree, asked: Path | None) -> int:
     """`metarun train`: a new run from a resolved config, in the folder `asked` for or one of its own."""
     session = prepare(tree)
+    tree = tree | {"data_root": str(session.plan.data_root.resolve())}  # as true in another folder
     folder = runs.claim("train", tree, asked)
     with runs.lock(folder):
         runs.write_config(folder, tree)
-        runs.write_json(folder / "environment.json", environment(session.device))
-        (folder / "checkpoints").mkdir()
         return _fit(session, tree, folder)
 
 
@@ -153,6 +156,8 @@ def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
 
 def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> int:
     plan, state = session.plan, session.state
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    other_data = runs.add_session(folder, environment(session.device) | {"data": session.digests})
     console = Console(folder / "log.txt", state.step, plan.train.iterations)
     rows = JsonLines(folder / "metrics.jsonl", state.step)
     label = runs.label(tree)
@@ -177,6 +182,8 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
         console.say(f"{label} on {describe(session.device)}: {folder}")
         if resumed:
             console.say(f"resumed at step {state.step} of {plan.train.iterations}")
+        if other_data:
+            console.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
         with _graceful() as caught:
             fit(
                 plan.algorithm,
@@ -241,6 +248,9 @@ def evaluate(asked: Tree) -> int:
         tree["data_root"] = asked["data_root"]
     changes = {k: v for k, v in asked["eval"].items() if v is not None}
     steps, statistics, split = (changes.pop(k, None) for k in ("steps", "statistics", "split"))
+    for key, value, options in (("eval.split", split, ("test", "val")), ("checkpoint", asked["checkpoint"], WHICH)):
+        if value not in options:
+            raise InputError(f"{key}={value}: must be {' or '.join(options)}")
     tree["eval"] = tree["eval"] | changes
     if steps is not None:
         if "eval_steps" not in tree["algo"]:
@@ -248,7 +258,7 @@ def evaluate(asked: Tree) -> int:
         tree["algo"] = tree["algo"] | {"eval_steps": steps}
     if statistics is not None:
         tree["model"] = tree["model"] | {"statistics": statistics}
-    report = measure(tree, folder, asked["checkpoint"], split or "test")
+    report = measure(tree, folder, asked["checkpoint"], split)
     show(report, print)
     out = runs.claim("eval", tree)
     runs.write_json(out / "eval.json", report.json())
@@ -259,12 +269,10 @@ def evaluate(asked: Tree) -> int:
 def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
     """Evaluates checkpoint `which` of a run on the fixed episodes of `split`."""
     plan = config.read(tree)
-    if split not in ("val", "test"):
-        raise InputError(f"eval.split={split}: must be val or test")
     device = pick(plan.device)
     path = folder / "checkpoints" / f"{which}.pt"
     content = checkpoint.load(path)
-    episodes = sampler(plan, split, device)
+    episodes = sampler(plan, split, plan.dataset.load(split, plan.data_root).to(device))
     net = network(plan, episodes)
     wanted = plan.algorithm.init(net, torch.Generator())
     meta = {n: w.to(device) for n, w in checkpoint.match(content["meta"], wanted, path).items()}

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from metarun.config import Tree, load_tree
+from metarun.config import Tree, load_tree, read
 from metarun.files import write_atomic
 from metarun.types import InputError
 
@@ -79,4 +79,22 @@ def write_config(folder: Path, tree: Tree) -> None:
 
 
 def read_config(folder: Path) -> Tree:
-    return load_tree(folder / CONFIG)
+    """A run's own config, checked. Raises `InputError` for one that no run of metarun's has written."""
+    tree = load_tree(folder / CONFIG)
+    try:
+        read(tree)
+    except InputError as e:
+        raise InputError(f"{folder / CONFIG} is no config of a run here:\n{e}") from None
+    return tree
+
+
+def add_session(folder: Path, session: dict[str, Any]) -> list[str]:
+    """Adds a start or resumption to environment.json; the splits whose data is not what the run was started on."""
+    path = folder / "environment.json"
+    try:
+        sessions = json.loads(path.read_text())["sessions"]
+        first = sessions[0]["data"]
+    except (FileNotFoundError, ValueError, KeyError, IndexError, TypeError):
+        sessions, first = [], session["data"]
+    write_json(path, {"sessions": [*sessions, session]})
+    return [split for split, digest in session["data"].items() if first.get(split) != digest]

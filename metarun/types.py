@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from zlib import crc32
 
 from torch import Generator, Tensor
 
@@ -54,6 +55,8 @@ class TaskLoss(NamedTuple):
     """() the scalar whose gradient is the method's meta-gradient"""
     metrics: dict[str, Tensor]
     """() tensors to average over tasks and report; never read inside the step"""
+    moments: Meta = {}  # noqa: RUF012 (never written to)
+    """the batch statistics that `net.features(..., moments=)` met at `meta` itself; empty: the engine looks itself"""
 
 
 class Net(Protocol):
@@ -71,7 +74,7 @@ class Net(Protocol):
     def statistics_used(self) -> str: ...
 
     def init(self, generator: Generator, head: bool = True) -> Meta: ...
-    def features(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor: ...
+    def features(self, meta: Meta, x: Tensor, support: Tensor | None = None, moments: Meta | None = None) -> Tensor: ...
     def head(self, meta: Meta, features: Tensor) -> Tensor: ...
     def __call__(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor: ...
     def moments(self, meta: Meta, x: Tensor) -> Meta: ...
@@ -126,6 +129,10 @@ class ClassBank:
     def sizes(self) -> Tensor:
         """(classes,) items in each class"""
         return self.offsets.diff()
+
+    def digest(self) -> str:
+        """Tells two banks apart: 8 hex digits of their bytes. Call it before the bank goes to a GPU."""
+        return f"{crc32(self.items.numpy().data, crc32(self.offsets.numpy().data)):08x}"
 
     def to(self, device: Any) -> ClassBank:
         return ClassBank(self.items.to(device), self.offsets.to(device), self.names)

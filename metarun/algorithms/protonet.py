@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.algorithms.inner import classification
+from metarun.algorithms.inner import classification, detached
 from metarun.types import Episode, Meta, Net, TaskLoss, register
 
 
@@ -28,11 +28,16 @@ class ProtoNet:
         return net.init(generator, head=False)
 
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        return classification(self.predict(net, meta, episode), episode.query_y)
+        moments: Meta = {}
+        logits = self._logits(net, meta, episode, moments)
+        return classification(logits, episode.query_y)._replace(moments=detached(moments))
 
     def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
+        return self._logits(net, meta, episode, None)
+
+    def _logits(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         both = torch.cat([episode.support_x, episode.query_x])
-        features = net.features(meta, both, support=episode.support_x)
+        features = net.features(meta, both, support=episode.support_x, moments=moments)
         support, query = features.split([len(episode.support_x), len(episode.query_x)])
         member = F.one_hot(episode.support_y, net.outputs).to(support.dtype)  # (support, way)
         prototypes = (member.T @ support) / member.sum(0)[:, None]

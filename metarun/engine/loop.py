@@ -7,6 +7,8 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
+import torch
+
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
@@ -54,6 +56,7 @@ def fit(
             state.forget()
             mark, mark_step = monotonic(), step
         if step % settings.val_every == 0 or ended:
+            _finite(state)
             paused = monotonic()
             result = validate(state)
             better = not state.best or result.mean > state.best["accuracy"]
@@ -74,6 +77,9 @@ def fit(
 def _finite(state: TrainState) -> dict[str, float]:
     means = state.means()
     broken = [f"{name} = {value}" for name, value in means.items() if not isfinite(value)]
+    # A finite loss can have a gradient that is not: the weights tell before the next loss does.
+    if not torch.stack([w.isfinite().all() for w in state.meta.values()]).all():
+        broken.append("weights that are not finite")
     if broken:
         raise TrainingError(
             f"training diverged by step {state.step}: {', '.join(broken)}. "

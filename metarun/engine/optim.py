@@ -16,7 +16,7 @@ from metarun.types import InputError
 TIED_TO_LENGTH = ("linear", "cosine")
 """Schedules that end with the run: they reach zero at `train.iterations`."""
 
-_NEED_MORE = {"LBFGS", "SparseAdam", "Optimizer"}  # a closure, sparse gradients, abstract
+_NEED_MORE = {"LBFGS", "SparseAdam", "Muon", "Optimizer"}  # a closure, sparse gradients, matrices only, abstract
 _NEED_OBJECTS = {
     "LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau", "SWALR"
 }  # fmt: skip
@@ -32,8 +32,10 @@ def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[s
     known = _named(torch.optim, Optimizer, _NEED_MORE)
     if name not in known:
         raise InputError(f"train.optimizer: no optimizer '{name}' in torch.optim; {did_you_mean(name, known)}")
+    if "lr" in args:
+        raise InputError(f"train.optimizer_args: holds lr={args['lr']}, which is train.lr's to say; set train.lr")
     try:
-        return known[name](list(weights), **{"lr": lr} | args)
+        return known[name](list(weights), lr=lr, **args)
     except (TypeError, ValueError) as e:
         raise InputError(f"train.optimizer_args: torch.optim.{name} refuses {args}: {e}") from None
 

@@ -43,17 +43,17 @@ def meta_gradient(
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
 
-    def one(episode: Episode) -> tuple[TaskLoss, Meta]:
+    def one(episode: Episode) -> TaskLoss:
         out = algorithm.loss(net, meta, episode)
-        if not net.tracks:
-            return out, {}
+        if not net.tracks or out.moments:
+            return out
         with torch.no_grad():
-            return out, net.moments(meta, torch.cat([episode.support_x, episode.query_x]))
+            return out._replace(moments=net.moments(meta, torch.cat([episode.support_x, episode.query_x])))
 
     for part in in_chunks(episodes, chunk):
-        out, seen = per_task(one, part)
+        out = per_task(one, part)
         (out.loss.sum() / tasks).backward()
-        for totals, parts in ((metrics, out.metrics), (moments, seen)):
+        for totals, parts in ((metrics, out.metrics), (moments, out.moments)):
             for name, values in parts.items():
                 share = values.detach().sum(0) / tasks
                 totals[name] = totals[name] + share if name in totals else share

@@ -62,7 +62,8 @@ class Conv4(Network):
         stride = 2 if self.halving == "stride" else 1
         for i in range(self.blocks):
             x = conv2d(x, meta[f"conv{i}.weight"], meta.get(f"conv{i}.bias"), stride)
-            x = F.relu(norm(meta, f"norm{i}", x))
+            x = norm(meta, f"norm{i}", x)
             if self.halving == "pool":
-                x = F.max_pool2d(x, 2)
+                x = F.max_pool2d(x, 2)  # before the ReLU, which it commutes with, so that fewer numbers pass that
+            x = F.relu(x)
         return x.flatten(1) if self.readout == "flatten" else x.mean((2, 3))

@@ -76,10 +76,15 @@ class Network(ABC):
             meta["head.bias"] = torch.zeros(self.outputs)
         return meta
 
-    def features(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor:
-        """x: (n, *item) -> (n, feature_size). `support` is read only where `statistics` is `support`."""
+    def features(self, meta: Meta, x: Tensor, support: Tensor | None = None, moments: Meta | None = None) -> Tensor:
+        """x: (n, *item) -> (n, feature_size).
+
+        `support` is read only where `statistics` is `support`; `moments` is filled with the batch's own statistics
+        only where moving averages are kept.
+        """
         if support is None or self.norm != "batch" or self.statistics != "support":
-            return self.trunk(meta, x, self._norm(running=self.running))
+            collected = moments if self.tracks and self.running is None else None
+            return self.trunk(meta, x, self._norm(running=self.running, collected=collected))
         rows = len(support)
         return self.trunk(meta, torch.cat([support, x]), self._norm(support=rows))[rows:]
 

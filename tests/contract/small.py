@@ -58,10 +58,11 @@ def make_meta(algorithm: Algorithm, net: Net, seed: int = 0) -> Meta:
     }
 
 
-def make_running(net: Net, seed: int = 1) -> Meta:
-    """Moving averages as if there had been some training."""
-    generator = Generator().manual_seed(seed)
-    return {n: v.double() + 0.5 * torch.rand(v.shape, generator=generator) for n, v in net.fresh_running().items()}
+def make_running(net: Net, meta: Meta, seed: int = 1) -> Meta:
+    """Moving averages as if there had been some training; empty where the net keeps none."""
+    x = torch.rand((20, *ITEM), generator=Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        return net.moments(meta, x) if net.tracks else {}
 
 
 def make_episodes(tasks: int = TASKS, seed: int = 2, query: int = QUERY) -> EpisodeBatch:
@@ -103,4 +104,5 @@ def loop_gradient(loss: Callable[[Episode], Tensor], meta: Meta, episodes: Episo
 
 def gap(a: Tensor, b: Tensor) -> float:
     """|a - b| / |b|"""
+    a, b = a.detach(), b.detach()
     return float((a - b).norm() / b.norm())
