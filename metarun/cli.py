@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import wrap
 
@@ -45,6 +46,9 @@ def usage() -> str:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ± where there is only ASCII is no reason to stop
     try:
         code = dispatch(sys.argv[1:])
         sys.stdout.flush()

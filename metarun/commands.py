@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -28,11 +29,19 @@ def execute(command: str, cfg: DictConfig) -> int:
             raise
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(e), re.I)
         return _fail(1, f"not enough memory{f' for {size[1]}' if size else ''}; {LESS_MEMORY}")
+    except OSError as e:
+        if e.errno not in NOT_WRITABLE | FULL:
+            raise
+        way_out = "make room, or" if e.errno in FULL else "run metarun where it can write, or"
+        where = e.filename or "the run's files"
+        return _fail(1 if e.errno in FULL else 2, f"{where}: {e.strerror}; {way_out} name a folder: hydra.run.dir=PATH")
     if code >= 128:
         raise SystemExit(code)  # also out of a multirun's remaining jobs
     return code
 
 
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 LESS_MEMORY = (
     "set device.chunk (tasks at a time; the result is the same), or lower train.meta_batch or the model's size"
 )
@@ -65,11 +74,21 @@ def _execute(command: str, cfg: DictConfig) -> int:
         raise InputError("resume= needs the path of a run, or latest")
     tree = config.settled(tree)
     if resume is not None:
-        typed = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
-        return run.resume(
-            runs.find(str(resume), "resume"), tree, [key.split("@")[0].replace("/", ".") for key in typed]
-        )
+        return run.resume(runs.find(str(resume), "resume"), tree, _typed(tree))
     return run.train(tree, _asked_folder())
+
+
+def _typed(tree: dict[str, Any]) -> list[str]:
+    """The nodes and settings that were typed, whatever Hydra's syntax for it."""
+    from metarun.config import flat
+    from metarun.run import FREE
+
+    words = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
+    typed = [word.split("@")[0].replace("/", ".") for word in words]
+    if "experiment" in typed:
+        # It may set anything. How long to train is the run's own to say, unless it is typed.
+        typed += [leaf for leaf in flat(tree) if leaf != "train.iterations" and leaf.split(".")[0] not in FREE]
+    return typed
 
 
 def _plain(command: str, cfg: DictConfig) -> Any:

@@ -77,7 +77,7 @@ def open_run(wandb: Any, start: dict[str, Any]) -> Any:
             say(f"online ({run.url or why})")
             return run
         except Exception as e:
-            why = f"its server did not start a run: {(str(e).strip().splitlines() or [type(e).__name__])[0][:120]}"
+            why = f"its server would not start a run: {(str(e).strip().splitlines() or [type(e).__name__])[0][:120]}"
             wandb.teardown()
             mode = "offline"
     run = init(wandb, start, mode)
@@ -107,8 +107,10 @@ def choose_mode(wandb: Any, wanted: str) -> tuple[str, str]:
     if not wandb.login(prompt=False, verify=False):
         return "offline", "no API key; wandb login gives it one"
     base = wandb.setup().settings.base_url
+    from urllib.parse import urlsplit
+
     if silent := unreachable(base):
-        return "offline", f"its server {silent}"
+        return "offline", f"{urlsplit(base).hostname} {silent}"
     return "online", "with the API key there is"
 
 

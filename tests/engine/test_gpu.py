@@ -1,0 +1,53 @@
+"""What only a GPU can show: the same episodes and gradients as on the CPU, and no step that waits for the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metarun.algorithms.maml import MAML
+from metarun.data.sampler import EpisodeSampler
+from metarun.engine.state import TrainState
+from metarun.engine.step import meta_gradient, train_step
+from metarun.models.conv4 import Conv4
+from metarun.types import ClassBank, EpisodeBatch
+
+pytestmark = pytest.mark.gpu
+
+
+def sampler(device: str) -> EpisodeSampler:
+    items = torch.randint(0, 256, (200, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    bank = ClassBank(items, torch.arange(11) * 20, tuple(map(str, range(10))))
+    return EpisodeSampler(bank.to(device), 5, 1, 1, 0, "train")
+
+
+def test_episodes_are_those_of_the_cpu() -> None:
+    for here, there in zip(sampler("cpu")(7, 4), sampler("cuda")(7, 4), strict=True):
+        assert torch.equal(here, there.cpu())
+
+
+def test_meta_gradient_is_that_of_the_cpu_in_float64() -> None:
+    algorithm, net = MAML(), Conv4(item_shape=(1, 28, 28), outputs=5, filters=8)
+    grads = []
+    for device in ("cpu", "cuda"):
+        drawn = algorithm.init(net, torch.Generator().manual_seed(0))
+        meta = {name: w.to(device, torch.float64).requires_grad_() for name, w in drawn.items()}
+        support_x, support_y, query_x, query_y = sampler(device)(0, 4)
+        meta_gradient(algorithm, net, meta, EpisodeBatch(support_x.double(), support_y, query_x.double(), query_y))
+        grads.append(torch.cat([w.grad.flatten().cpu() for w in meta.values() if w.grad is not None]))
+    assert (grads[0] - grads[1]).norm() <= 1e-9 * grads[0].norm()
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    algorithm, net, episodes = MAML(), Conv4(item_shape=(1, 28, 28), outputs=5), sampler("cuda")
+    drawn = algorithm.init(net, torch.Generator().manual_seed(0))
+    meta = {name: w.cuda().requires_grad_() for name, w in drawn.items()}
+    state = TrainState(meta, torch.optim.Adam(meta.values(), 1e-3))
+    train_step(algorithm, net, state, episodes(0, 4), None, 10.0)  # whatever is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 4):
+            state.add(train_step(algorithm, net, state, episodes(4 * step, 4), None, 10.0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.count == 3
