@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from string import Template
 from typing import Any, NoReturn
 
 import hydra
@@ -26,9 +27,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metarun.hints import did_you_mean, nearest
+from metarun.manual import annotated, notes
 
 VERSION_BASE = "1.3"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -40,8 +42,10 @@ def run(command: str, args: list[str], conf: Path) -> int:
     asked_full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     before = sys.argv, os.environ.get(FULL_ERROR)
     try:
-        app.read(args := replacing(args))
-        sys.argv = [sys.argv[0], *args]
+        sys.argv = [sys.argv[0], *app.read(replacing(args))]
+        if app.help:
+            print(app.manual())
+            return 0
         # With it Hydra raises what it would print and exit on, which is how its messages can be made short.
         os.environ[FULL_ERROR] = "1"
         task = app.task()
@@ -105,24 +109,49 @@ class App:
     conf: Path
     overrides: list[str] = field(default_factory=list)
     config_dir: str | None = None
+    help: bool = False
     codes: list[int] = field(default_factory=list)
     running: bool = False
     folders: list[Path] = field(default_factory=list)
     there: Path | None = None
     """the nearest folder that was there before Hydra made one for this call; None where it makes none"""
 
-    def read(self, args: list[str]) -> None:
-        """Checks what Hydra checks late or not at all."""
+    def read(self, args: list[str]) -> list[str]:
+        """Checks what Hydra checks late or not at all; the words for Hydra, whose parser wants its flags first."""
         flags = _parse(args, self.command)
         if flags.experimental_rerun is not None:
             raise _Refused(
                 "--experimental-rerun: reads a pickle, which could run anything; go on with a run with resume=PATH"
             )
-        self.overrides, self.config_dir = flags.overrides, flags.config_dir
+        self.overrides, self.config_dir, self.help = flags.overrides, flags.config_dir, flags.help
         multirun = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
         looks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
         if not looks and not flags.config_path and (multirun or any(o.startswith("hydra.") for o in self.overrides)):
             self._preview(multirun)
+        words, rest = [], [*self.overrides]
+        for word in args:
+            if rest and word == rest[0]:
+                rest.pop(0)
+            else:
+                words.append(word)
+        return words + self.overrides
+
+    def manual(self) -> str:
+        """What `--help` says: Hydra's template, filled in with more than Hydra knows."""
+        with self._composer():
+            cfg = compose(self.command, self.overrides, return_hydra_config=True)
+            choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra")}
+            loader = GlobalHydra.instance().config_loader()
+            groups = {group: loader.get_group_options(group) for group in _groups(self.conf, self.command)}
+        said = notes(self.conf, self.command, choices)
+        width = max(map(len, groups))
+        template = Template(cfg.hydra.help.template)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return template.substitute(
+            GROUPS="\n".join(f"  {group:<{width}}  {', '.join(sorted(names))}" for group, names in groups.items()),
+            CONFIG=annotated(OmegaConf.to_yaml(cfg), said),
+        ).strip()
 
     def task(self) -> Any:
         """What Hydra calls for each job."""
@@ -296,7 +325,7 @@ def _parse(args: list[str], command: str) -> argparse.Namespace:
         raise _Refused(f"{message}; see metarun {command} --help")
 
     parser.error = refuse
-    return parser.parse_args(args)
+    return parser.parse_intermixed_args(args)
 
 
 def _groups(conf: Path, command: str) -> list[str]:

@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.engine.state import TrainState
 from metarun.files import write_atomic
@@ -39,9 +40,20 @@ def load(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, UnpicklingError, ValueError, KeyError) as e:
         reason = str(e).split("\n")[0].split(". ")[0]
         raise InputError(f"checkpoint {path} cannot be read ({reason}); is it whole, and metarun's own?") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_state(content):
         raise InputError(f"{path} is not a metarun checkpoint of format {FORMAT}")
     return content
+
+
+def _is_state(content: dict[str, Any]) -> bool:
+    """Whether everything is there and of its kind."""
+    tensors = [content.get(key) for key in ("meta", "running", "totals")]
+    return (
+        all(isinstance(t, dict) and all(isinstance(v, Tensor) for v in t.values()) for t in tensors)
+        and all(isinstance(content.get(key), int) for key in ("step", "count"))
+        and all(isinstance(content.get(key), dict) for key in ("optimizer", "best"))
+        and "scheduler" in content
+    )
 
 
 def match(found: Meta, wanted: Meta, path: Path) -> Meta:

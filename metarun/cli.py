@@ -16,9 +16,9 @@ from textwrap import wrap
 from metarun import __version__
 
 COMMANDS = {
-    "train": "train a run, evaluate its best checkpoint; resume=PATH|latest goes on with one",
+    "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
     "eval": "evaluate a trained run on test classes: run=PATH|latest",
-    "list": "what there is to choose from: list [algo|dataset|model|experiment|...]",
+    "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
 WIDTH = 80
@@ -32,12 +32,12 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "  metarun train                                  MAML on the built-in glyphs",
-            "  metarun train algo=protonet dataset=omniglot   any method on any data",
-            "  metarun train -m algo=maml,anil seed=0,1       one run for each combination",
-            "  metarun COMMAND --help                         every setting of a command",
-            "  metarun COMMAND ... --cfg job                  the composed config, without running",
-            '  eval "$(metarun -sc install=bash)"             shell completion',
+            "  metarun train                                 MAML on the built-in glyphs",
+            "  metarun train algo=protonet dataset=omniglot  any method on any data",
+            "  metarun train -m algo=maml,anil seed=0,1      one run for each combination",
+            "  metarun COMMAND --help                        every setting of a command",
+            "  metarun COMMAND ... --cfg job                 the config, without running",
+            '  eval "$(metarun -sc install=bash)"            shell completion',
             "",
             "  -h, --help     this text",
             "  -V, --version  the version",

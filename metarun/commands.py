@@ -81,7 +81,7 @@ def _execute(command: str, cfg: DictConfig) -> int:
 def _typed(tree: dict[str, Any]) -> list[str]:
     """The nodes and settings that were typed, whatever Hydra's syntax for it."""
     from metarun.config import flat
-    from metarun.run import FREE
+    from metarun.resume import FREE
 
     words = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     typed = [word.split("@")[0].replace("/", ".") for word in words]

@@ -17,16 +17,16 @@ from metarun.data.sampler import EpisodeSampler
 from metarun.device import describe, pick
 from metarun.engine.evaluate import Score, score, task_accuracies
 from metarun.engine.loop import fit
-from metarun.engine.optim import TIED_TO_LENGTH, make_optimizer, make_scheduler
+from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
 from metarun.environment import environment
 from metarun.loggers.console import Console
 from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
 from metarun.report import Report, show
+from metarun.resume import continued
 from metarun.types import SPLITS, ClassBank, InputError, Net
 
-WHICH = ("best", "last")
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
 
@@ -127,33 +127,6 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
         return _fit(session, tree, folder, resumed=True)
 
 
-FREE = ("device", "logger", "data_root", "checkpoint", "plugins")
-"""Nodes that say where and how a run is computed and kept, not what it is."""
-
-
-def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
-    """The run's own config with what may change on resuming. Raises `InputError` for what would change its meaning."""
-    tree = own | {key: asked[key] for key in typed for key in [key.split(".")[0]] if key in FREE}
-    before, now = config.flat(own), config.flat(asked)
-    for key in typed:
-        if key.split(".")[0] in (*FREE, "resume", "hydra"):
-            continue
-        for leaf in [k for k in now if k == key or k.startswith(f"{key}.")]:
-            if leaf == "train.iterations":
-                if now[leaf] != before.get(leaf) and own["train"]["schedule"] in TIED_TO_LENGTH:
-                    raise InputError(
-                        f"train.iterations={now[leaf]}: this run's schedule is '{own['train']['schedule']}', which "
-                        f"ends at its {before.get(leaf)} iterations; another length is another run: start a new one"
-                    )
-                tree["train"] = tree["train"] | {"iterations": now[leaf]}
-            elif now[leaf] != before.get(leaf):
-                raise InputError(
-                    f"{leaf}={now[leaf]}: the run in {folder} has {before.get(leaf)}, and another value would be "
-                    "another run; leave it out, or start a new run without resume="
-                )
-    return tree
-
-
 def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> int:
     plan, state = session.plan, session.state
     (folder / "checkpoints").mkdir(exist_ok=True)
@@ -248,9 +221,6 @@ def evaluate(asked: Tree) -> int:
         tree["data_root"] = asked["data_root"]
     changes = {k: v for k, v in asked["eval"].items() if v is not None}
     steps, statistics, split = (changes.pop(k, None) for k in ("steps", "statistics", "split"))
-    for key, value, options in (("eval.split", split, ("test", "val")), ("checkpoint", asked["checkpoint"], WHICH)):
-        if value not in options:
-            raise InputError(f"{key}={value}: must be {' or '.join(options)}")
     tree["eval"] = tree["eval"] | changes
     if steps is not None:
         if "eval_steps" not in tree["algo"]:

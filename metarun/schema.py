@@ -74,9 +74,8 @@ def checked(cls: type, node: Any, where: str) -> Tree:
 def limits_of(cls: type) -> dict[str, Limits]:
     """The settings of a component by name, with their limits: its fields made with `setting`."""
     if not is_dataclass(cls):
-        raise InputError(
-            f"{cls.__name__} in {cls.__module__} is registered but no dataclass: add @dataclass(frozen=True)"
-        )
+        where = f"{cls.__module__}.{cls.__name__}"
+        raise InputError(f"{where} is registered but is no dataclass: write @dataclass(frozen=True) below @register")
     return {f.name: f.metadata[Limits.key] for f in fields(cls) if Limits.key in f.metadata}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 EVERY = 5.0
 """seconds between two plain lines"""
 REFRESH = 0.5
-"""seconds between two readings of the rate on a terminal"""
+"""seconds between two pictures on a terminal"""
 
 
 def clock(seconds: float) -> str:
@@ -61,7 +61,7 @@ class Console:
             TextColumn("{task.fields[pace]}", table_column=fixed, markup=False),
             TextColumn("{task.fields[metrics]}", table_column=cut, markup=False),
             console=Terminal(highlight=False),
-            refresh_per_second=4,
+            auto_refresh=False,  # a thread less: `tick` says when
             expand=True,
         )
         self._task = self._progress.add_task("", total=self._iterations, completed=self._step, pace="", metrics="")
@@ -99,7 +99,7 @@ class Console:
             self.say("  ".join(filter(None, (f"step {step}/{self._iterations}", self._metrics(), pace))))
         else:
             with self._whoever_reads():
-                self._progress.update(self._task, completed=step, pace=pace, metrics=self._metrics("acc"))
+                self._progress.update(self._task, completed=step, pace=pace, metrics=self._metrics("acc"), refresh=True)
 
     def _metrics(self, accuracy: str = "accuracy") -> str:
         parts = [describe(self._train, accuracy)] if self._train else []

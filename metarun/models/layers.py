@@ -23,10 +23,10 @@ EPS = 1e-5
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """Convolution that keeps the size at stride 1. x: (n, c, h, w), weight: (out, c, k, k), k odd.
 
-    Weights that the inner loop moves turn the vmapped convolution, or its gradient, into a grouped one. With a few input
-    channels that is 10 to 20 times slower on a CPU than gathering patches and multiplying, with many it is the faster
-    of the two. Weights that all tasks share and only the outer loop moves (a plain tensor, not one that a transform
-    has wrapped) make one ordinary convolution over all tasks, 2 to 4 times as fast as patches.
+    Weights that the inner loop moves turn the vmapped convolution, or its gradient, into a grouped one. With a few
+    input channels that is 10 to 20 times slower on a CPU than gathering patches and multiplying, with many it is the
+    faster of the two. Weights that all tasks share and only the outer loop moves (a plain tensor, not one that a
+    transform has wrapped) make one ordinary convolution over all tasks, 2 to 4 times as fast as patches.
     """
     k = weight.shape[-1]
     if x.device.type == "cpu" and weight.shape[1] <= 3 and debug_unwrap(weight) is not weight:
