@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -54,6 +57,8 @@ def run(command: str, args: list[str], conf: Path) -> int:
         return _fail(str(e))
     except SystemExit as e:  # after --help and the like; from a run that was stopped
         return e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BrokenPipeError:
+        raise  # whoever read this has closed; cli knows what to do
     except Exception as e:
         # Before the first job anything that goes wrong comes from what was typed; afterwards, from metarun.
         if asked_full or (app.codes and not isinstance(e, HydraException)) or app.running:
@@ -63,6 +68,9 @@ def run(command: str, args: list[str], conf: Path) -> int:
         sys.argv = before[0]
         _set_env(FULL_ERROR, before[1])
         app.tidy()
+    if len(app.codes) > 1 and any(app.codes):
+        failed = [f"#{n}" for n, code in enumerate(app.codes) if code]
+        _fail(f"{len(failed)} of {len(app.codes)} jobs failed: {', '.join(failed)}")
     return max(app.codes, default=0)
 
 
@@ -157,7 +165,9 @@ class App:
         """What Hydra calls for each job."""
 
         def task(cfg: DictConfig) -> None:
-            from metarun.commands import execute
+            with _ctrl_c_ends_at_once():
+                importlib.import_module("metarun.run")
+                from metarun.commands import execute
 
             self._note_folders()
             self.running = True
@@ -316,6 +326,25 @@ class App:
             except HydraException:
                 cfg = compose(self.command)
         return [*groups, *leaves(OmegaConf.to_container(cfg))]  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """For while torch is imported: somewhere in there a KeyboardInterrupt can be caught and forgotten."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _parse(args: list[str], command: str) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -34,7 +35,8 @@ def save(path: Path, state: TrainState) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint. Raises `InputError` when it is missing, damaged or holds anything but data."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"no checkpoint at {path}: the run had not saved one yet") from None
     except (RuntimeError, EOFError, OSError, UnpicklingError, ValueError, KeyError) as e:

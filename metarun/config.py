@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ SEEDS = 2**63 - 1
 """the largest seed that torch takes"""
 DEPTH = 12
 """of mappings within mappings: far more than a config has"""
+KEEP = "a setting can be given another value, but not taken away"
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,21 @@ def settled(tree: Tree) -> Tree:
     wrong = Complaints()
     wrong.about(lambda: read(tree))
     wrong.about(lambda: component("logger", tree))
+    # Only of a new run: one that was started before a setting was there goes on with its default.
+    nodes = {key: tree[key] for key in NODES if isinstance(tree.get(key), Mapping)}
+    if gone := [f"{key}.{name}" for key, node in nodes.items() for name in limits_of(NODES[key]) if name not in node]:
+        wrong.lines.append(f"{', '.join(gone)}: missing; {KEEP}")
     wrong.end()
+    return whole(tree)
+
+
+def whole(tree: Tree) -> Tree:
+    """A checked config with every setting that it leaves out at its default."""
     out = dict(tree) | {"seed": _seed(tree)}
     for key, cls in NODES.items():
         out[key] = spelled_out(cls, tree[key], key)
     for kind in ROOMS:
-        out[kind] = spelled_out(lookup(kind, tree[kind]), tree[kind], kind)
+        out[kind] = spelled_out(lookup(kind, tree.get(kind)), tree[kind], kind)
     return out
 
 
@@ -158,21 +168,10 @@ def _check_nodes(tree: Tree, wrong: Complaints) -> None:
     allowed = {*NODES, *ROOMS, *PLAIN}
     for key in tree.keys() - allowed:
         wrong.lines.append(f"{key}: no such node; {did_you_mean(str(key), allowed)}")
-    if gone := [*_missing_from(tree)]:
-        wrong.lines.append(f"{', '.join(gone)}: missing; a setting can be given another value, but not taken away")
+    if gone := [key for key in (*NODES, "seed", "data_root") if key not in tree]:
+        wrong.lines.append(f"{', '.join(gone)}: missing; {KEEP}")
     for get in (_seed, _data_root):
         wrong.about(lambda get=get: get(tree))
-
-
-def _missing_from(tree: Tree) -> Iterator[str]:
-    """The settings that a run cannot do without and its config does not have."""
-    for key, cls in NODES.items():
-        node = tree.get(key, {})
-        if key not in tree:
-            yield key
-        elif isinstance(node, Mapping):
-            yield from (f"{key}.{name}" for name in limits_of(cls) if name not in node)
-    yield from (key for key in ("seed", "data_root") if key not in tree)
 
 
 def _seed(tree: Tree) -> int:

@@ -72,9 +72,10 @@ def show(report: Report, say: Callable[[str], Any]) -> None:
     """The table, in lines of at most 80 columns."""
     score, protocol = report.score, report.protocol
     norm = protocol["statistics"] + (" (transductive)" if protocol["transductive"] else "")
+    queries = f"{protocol['query']} {'query' if protocol['query'] == 1 else 'queries'} per class"
     rows = {
         "accuracy": f"{100 * score.mean:.2f} ± {100 * score.ci95:.2f} %  (95 % interval over tasks)",
-        "tasks": f"{score.tasks}: {protocol['way']}-way {protocol['shot']}-shot, {protocol['query']} queries per class",
+        "tasks": f"{score.tasks}: {protocol['way']}-way {protocol['shot']}-shot, {queries}",
         "split": f"{report.split} classes of {protocol['dataset']['name']}"
         + (f" ({protocol['dataset']['split']})" if "split" in protocol["dataset"] else ""),
         "inner steps": f"{protocol['inner_steps']}",

@@ -15,7 +15,12 @@ FREE = ("device", "logger", "data_root", "checkpoint", "plugins")
 
 def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
     """The run's own config with what may change on resuming. Raises `InputError` for what would change its meaning."""
-    tree = own | {key: asked[key] for key in typed for key in [key.split(".")[0]] if key in FREE}
+    tree = dict(own)
+    for key in typed:
+        node, _, leaf = key.partition(".")
+        if node in FREE:  # a whole node for a choice (device=cpu), else the one setting that was typed
+            whole = not leaf or not isinstance(tree.get(node), dict)
+            tree[node] = asked[node] if whole else tree[node] | {leaf: asked[node][leaf]}
     before, now = config.flat(own), config.flat(asked)
     for key in typed:
         if key.split(".")[0] in (*FREE, "resume", "hydra"):

@@ -25,6 +25,7 @@ from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
 from metarun.report import Report, show
 from metarun.resume import continued
+from metarun.schema import Complaints
 from metarun.types import SPLITS, ClassBank, InputError, Net
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
@@ -75,8 +76,11 @@ def prepare(tree: Tree) -> Session:
     device = pick(plan.device)
     banks = {split: plan.dataset.load(split, plan.data_root) for split in SPLITS}
     digests = {split: bank.digest() for split, bank in banks.items()}
-    sampler(plan, "test", banks["test"])  # evaluation's alone; here just for whether it can be done at the end
-    train, val = (sampler(plan, split, banks[split].to(device)) for split in ("train", "val"))
+    wrong = Complaints()
+    train = wrong.about(lambda: sampler(plan, "train", banks["train"].to(device)))
+    val = wrong.about(lambda: sampler(plan, "val", banks["val"].to(device)))
+    wrong.about(lambda: sampler(plan, "test", banks["test"]))  # evaluation's alone; here for whether it can be done
+    wrong.end()
     net, test_net = network(plan, train), network(plan, val)
     state = fresh_state(plan, net, device)
     if missing := _misfits(state, plan, test_net):

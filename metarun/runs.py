@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from metarun.config import Tree, load_tree, read
+from metarun.config import Tree, load_tree, read, whole
 from metarun.files import write_atomic
 from metarun.types import InputError
 
@@ -83,9 +83,9 @@ def read_config(folder: Path) -> Tree:
     tree = load_tree(folder / CONFIG)
     try:
         read(tree)
+        return whole(tree)  # what a newer metarun has more to set was at its default
     except InputError as e:
         raise InputError(f"{folder / CONFIG} is no config of a run here:\n{e}") from None
-    return tree
 
 
 def add_session(folder: Path, session: dict[str, Any]) -> list[str]:

@@ -81,7 +81,9 @@ def main() -> None:
 
     meta_gradient(algorithm, net, meta, episodes)
     higher_gradient(module, episodes)
-    ours, theirs = (torch.cat([w.grad.flatten() for w in ws if w.grad is not None]) for ws in (meta.values(), module.parameters()))
+    ours, theirs = (
+        torch.cat([w.grad.flatten() for w in ws if w.grad is not None]) for ws in (meta.values(), module.parameters())
+    )
     gap = float((ours - theirs).norm() / theirs.norm())
     assert gap < 1e-3, f"the two meta-gradients differ by {gap:.1e} of their norm: not the same work"
 

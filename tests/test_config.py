@@ -172,13 +172,21 @@ def test_checked_tells_all_that_is_wrong() -> None:
 
 def test_read_tells_what_is_missing_and_what_is_too_much() -> None:
     tree = composed()
-    del tree["train"], tree["task"]["way"], tree["seed"]
+    del tree["train"], tree["seed"]
     tree["extra"] = 1
     with pytest.raises(InputError) as refused:
         read(tree)
     lines = str(refused.value).splitlines()
-    assert any(line.startswith("task.way, train, seed: missing") for line in lines), lines
+    assert any(line.startswith("train, seed: missing") for line in lines), lines
     assert any(line.startswith("extra: no such node") for line in lines)
+
+
+def test_a_new_run_must_have_every_setting_but_an_older_one_goes_on_with_the_default() -> None:
+    tree = composed()
+    del tree["train"]["clip"]
+    assert read(tree).train.clip is None
+    with pytest.raises(InputError, match=r"^train\.clip: missing; "):
+        settled(tree)
 
 
 def test_defaults_that_are_lists_are_not_shared() -> None:

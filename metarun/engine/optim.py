@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun.hints import did_you_mean
 from metarun.types import InputError
 
+REHEARSED = 10_000
+"""steps, in a tenth of a second, after which a schedule is believed to go on"""
 TIED_TO_LENGTH = ("linear", "cosine")
 """Schedules that end with the run: they reach zero at `train.iterations`."""
 
@@ -36,12 +40,14 @@ def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[s
         raise InputError(f"train.optimizer_args: holds lr={args['lr']}, which is train.lr's to say; set train.lr")
     try:
         return known[name](list(weights), lr=lr, **args)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"train.optimizer_args: torch.optim.{name} refuses {args}: {e}") from None
 
 
 def make_scheduler(name: str, optimizer: Optimizer, iterations: int, args: dict[str, Any]) -> LRScheduler | None:
     """`constant`, `linear` or `cosine` (both to 0 at `iterations`), or a class of `torch.optim.lr_scheduler`."""
+    if args and name in ("constant", *TIED_TO_LENGTH):
+        raise InputError(f"train.schedule_args={args}: schedule '{name}' takes none; leave them out, or set it to null")
     if name == "constant":
         return None
     if name == "linear":
@@ -54,6 +60,16 @@ def make_scheduler(name: str, optimizer: Optimizer, iterations: int, args: dict[
             f"train.schedule: no schedule '{name}'; {did_you_mean(name, ['constant', *TIED_TO_LENGTH, *known])}"
         )
     try:
+        _rehearse(known[name], optimizer, iterations, args)
         return known[name](optimizer, **args)
-    except (TypeError, ValueError) as e:
-        raise InputError(f"train.schedule_args: torch.optim.lr_scheduler.{name} refuses {args}: {e}") from None
+    except Exception as e:
+        reason = str(e) or type(e).__name__
+        raise InputError(f"train.schedule_args: torch.optim.lr_scheduler.{name} refuses {args}: {reason}") from None
+
+
+def _rehearse(schedule: Any, optimizer: Optimizer, iterations: int, args: dict[str, Any]) -> None:
+    """Steps a schedule through the run on a copy: some arguments (`step_size: 0`, `total_steps: 10`) fail only then."""
+    rehearsal = schedule(deepcopy(optimizer), **args)
+    with warnings.catch_warnings(action="ignore"):  # of a schedule stepped before its optimizer
+        for _ in range(min(iterations, REHEARSED)):
+            rehearsal.step()

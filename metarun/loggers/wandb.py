@@ -20,7 +20,7 @@ from typing import Any
 from metarun.loggers.sink import RunInfo
 from metarun.types import register, setting
 
-PATIENCE = 3.0
+PATIENCE = 2.0
 """seconds that a run waits for wandb at its end"""
 PROGRAM = Path(__file__).with_name("wandb_process.py")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
 import pytest
-from commandline import Said, files, typed
+from commandline import Said, files, started, typed
 
 from metarun import __version__, cli
 
@@ -99,6 +101,16 @@ def test_a_ctrl_c_before_training(
         cli.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
+    """Somewhere in there an exception may be caught and forgotten."""
+    process = started(tmp_path, "train", "logger=none", "train.iterations=1000000")
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
 
 
 def test_typed_is_what_a_shell_runs(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def test_each_job_is_a_run(metarun: Metarun, tmp_path: Path) -> None:
 def test_one_bad_job_leaves_the_others_alone(metarun: Metarun, tmp_path: Path) -> None:
     said = metarun("train", "-m", *TINY, "task.way=5,900,4")
     assert said.code == 2
-    assert said.errors and all("way=900: split" in error for error in said.errors)
+    *complaints, last = said.errors
+    assert complaints and all("way=900: split" in error for error in complaints)
+    assert last == "1 of 3 jobs failed: #1"
     assert [job.name for job in jobs(tmp_path)] == ["0", "2"]
     for job in jobs(tmp_path):
         assert (job / "eval.json").exists()
