@@ -13,7 +13,7 @@ from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
-import higher
+import higher  # pyright: ignore[reportMissingImports]  # only scripts/bench installs it
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
