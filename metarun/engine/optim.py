@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from metarun.hints import did_you_mean
 from metarun.types import InputError
 
-REHEARSED = 10_000
-"""steps, in a tenth of a second, after which a schedule is believed to go on"""
+REHEARSED = 200_000
+"""steps, a few seconds' worth and longer than any published run, after which a schedule is believed to go on"""
 TIED_TO_LENGTH = ("linear", "cosine")
 """Schedules that end with the run: they reach zero at `train.iterations`."""
 

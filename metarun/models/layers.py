@@ -50,7 +50,7 @@ def xavier(shape: tuple[int, ...], generator: Generator) -> Tensor:
 class _Moments(torch.autograd.Function):
     """(variance, mean) of x over all dimensions but the second, with a gradient that passes over x once.
 
-    torch's own gradient of `var_mean` takes five passes, and a norm's cost is passes over memory.
+    torch's own gradient of `var_mean` takes several, and a norm's cost is passes over memory.
     """
 
     generate_vmap_rule = True
@@ -113,6 +113,6 @@ class Norm:
             var, mean = _Moments.apply(x[: self.support] if self.support else x)
             if self.collected is not None:
                 self.collected.update({f"{name}.mean": mean, f"{name}.var": var})
-        # As one multiply-add: each further pass over x costs five more in the second-order gradient.
+        # As one multiply-add: each further pass over x brings more of them in both gradients.
         scale = weight * torch.rsqrt(var + EPS)
         return torch.addcmul((bias - mean * scale).view(per_channel), x, scale.view(per_channel))

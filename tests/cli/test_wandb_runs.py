@@ -10,8 +10,6 @@ import pytest
 from commandline import TINY, only_run, started
 from test_resume import finish, same_run
 
-from metarun.loggers.wandb import PATIENCE
-
 WORDS = [word for word in TINY if not word.startswith("logger=")]
 
 
@@ -34,7 +32,7 @@ def test_the_run_is_the_same_and_its_process_ends(made: Path, tmp_path: Path, se
         time.sleep(0.01)
     trained = time.monotonic()
     code, out, err = finish(process)  # also: nobody else holds the run's output open
-    assert time.monotonic() - trained < PATIENCE + 3.0  # Python takes its time to go, more so on a busy machine
+    assert time.monotonic() - trained < 3.0 + 1.5  # Python takes its time to go
     assert (code, err) == (0, "")
     assert sum(line.startswith("wandb: ") for line in out.splitlines()) <= 2
     assert same_run(only_run(tmp_path), made)

@@ -165,3 +165,26 @@ def test_arguments_and_the_rate_reach_the_optimizer() -> None:
     made = make_optimizer("SGD", weights(), 0.1, {"momentum": 0.9, "nesterov": True})
     assert made.param_groups[0]["nesterov"]
     assert made.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 20_000}),
+        ("StepLR", {"step_size": 0}),
+        ("constant", {"gamma": 0.5}),
+        ("cosine", {"T_max": 5}),
+    ],
+)
+def test_a_schedule_that_would_fail_later_or_ignore_its_arguments_is_refused_now(
+    name: str, args: dict[str, Any]
+) -> None:
+    optimizer = make_optimizer("Adam", weights(), 1e-3, {})
+    with pytest.raises(InputError, match=r"^train\.schedule_args"):
+        make_scheduler(name, optimizer, 60_000, args)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_the_rate_is_said_once() -> None:
+    with pytest.raises(InputError, match=r"set train\.lr$"):
+        make_optimizer("Adam", weights(), 1e-3, {"lr": 0.1})
