@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.types import InputError, TrainingError
@@ -75,7 +76,26 @@ def _execute(command: str, cfg: DictConfig) -> int:
     tree = config.settled(tree)
     if resume is not None:
         return run.resume(runs.find(str(resume), "resume"), tree, _typed(tree))
-    return run.train(tree, _asked_folder())
+    return run.train(_with_protocol(command, cfg, tree), _asked_folder())
+
+
+def _with_protocol(command: str, cfg: DictConfig, tree: dict[str, Any]) -> dict[str, Any]:
+    """The config with its recipe's protocol at full length, so that evaluation needs nothing else."""
+    from metarun import config, recipe
+
+    hydra = HydraConfig.get()
+    chosen = hydra.runtime.choices.get("experiment")
+    if not chosen or not tree.get("paper"):
+        return tree
+    words = [o for o in hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
+    loader = GlobalHydra.instance().config_loader()
+    own = loader.load_configuration(hydra.job.config_name, [*words, f"experiment={chosen}"], RunMode.RUN)
+    with open_dict(own):
+        del own["hydra"]
+        for key in OmegaConf.missing_keys(own):  # what the recipe leaves to the person
+            OmegaConf.update(own, key, OmegaConf.select(cfg, key))
+    whole = config.whole(_plain(command, own))
+    return tree | {"paper": tree["paper"] | {"protocol": recipe.protocol(whole, tree["paper"])}}
 
 
 def _typed(tree: dict[str, Any]) -> list[str]:
@@ -87,7 +107,9 @@ def _typed(tree: dict[str, Any]) -> list[str]:
     typed = [word.split("@")[0].replace("/", ".") for word in words]
     if "experiment" in typed:
         # It may set anything. How long to train is the run's own to say, unless it is typed.
-        typed += [leaf for leaf in flat(tree) if leaf != "train.iterations" and leaf.split(".")[0] not in FREE]
+        # Its number and protocol are the run's own as well, whatever the recipe says by now.
+        own = ("paper", *FREE)
+        typed += [leaf for leaf in flat(tree) if leaf != "train.iterations" and leaf.split(".")[0] not in own]
     return typed
 
 

@@ -35,12 +35,18 @@ KEEP = "a setting can be given another value, but not taken away"
 
 @dataclass(frozen=True)
 class Paper:
-    """A recipe's published number, in %, and the settings it was measured under."""
+    """A recipe's published number, accuracy in % or mse, and how the protocol behind it differs from the recipe.
 
-    accuracy: float = setting(0.0, least=0, most=100)
+    `protocol` holds what the paper has otherwise, `free` names settings that it does not fix (see `recipe.protocol`).
+    A run's own config has the protocol at full length.
+    """
+
+    accuracy: float | None = setting(None, least=0, most=100)
+    mse: float | None = setting(None, least=0)
     ci95: float | None = setting(None, least=0)
     source: str = setting("")
     protocol: dict[str, Any] = setting({})
+    free: list[str] = setting([])
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Changes:
     """What `metarun eval` may change of a run's evaluation. None: as in the run."""
 
     episodes: int | None = setting(None, least=1)
-    way: int | None = setting(None, least=2)
+    way: int | None = setting(None, least=1)
     shot: int | None = setting(None, least=1)
     query: int | None = setting(None, least=1)
     seed: int | None = setting(None, least=0)

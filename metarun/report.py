@@ -17,6 +17,7 @@ from metarun.engine.evaluate import Score
 class Report:
     """One evaluation.
 
+    metric          what the score is a mean of: accuracy or mse
     tree            the run's config with what the evaluation changed
     step            the evaluated checkpoint's step
     trained         the step the run has got to
@@ -24,6 +25,7 @@ class Report:
     statistics      what the norms' statistics were taken from
     """
 
+    metric: str
     score: Score
     tree: Tree
     folder: Path
@@ -61,10 +63,10 @@ class Report:
         if not paper or self.split != "test":
             return None
         done = self.tree | {"train": self.tree["train"] | {"iterations": self.trained}}
-        return recipe.judge(paper, done, self.score)
+        return recipe.judge(paper, done, self.score, self.metric)
 
     def json(self) -> dict[str, Any]:
-        out = {"metric": "accuracy", **self.score._asdict(), "protocol": self.protocol}
+        out = {"metric": self.metric, **self.score._asdict(), "protocol": self.protocol}
         return out | ({"paper": asdict(self.verdict)} if self.verdict else {})
 
 
@@ -72,11 +74,16 @@ def show(report: Report, say: Callable[[str], Any]) -> None:
     """The table, in lines of at most 80 columns."""
     score, protocol = report.score, report.protocol
     norm = protocol["statistics"] + (" (transductive)" if protocol["transductive"] else "")
-    queries = f"{protocol['query']} {'query' if protocol['query'] == 1 else 'queries'} per class"
+    queries = f"{protocol['query']} {'query' if protocol['query'] == 1 else 'queries'}"
+    percent = report.metric == "accuracy"
+    shape = f"{protocol['shot']}-shot, {queries}"
+    if percent:
+        shape = f"{protocol['way']}-way {shape} per class"
     rows = {
-        "accuracy": f"{100 * score.mean:.2f} ± {100 * score.ci95:.2f} %  (95 % interval over tasks)",
-        "tasks": f"{score.tasks}: {protocol['way']}-way {protocol['shot']}-shot, {queries}",
-        "split": f"{report.split} classes of {protocol['dataset']['name']}"
+        report.metric: f"{amount(score.mean, report.metric)} ± {amount(score.ci95, report.metric)}"
+        f"{' %' if percent else ''}  (95 % interval over tasks)",
+        "tasks": f"{score.tasks}: {shape}",
+        "split": f"{report.split} {'classes' if percent else 'tasks'} of {protocol['dataset']['name']}"
         + (f" ({protocol['dataset']['split']})" if "split" in protocol["dataset"] else ""),
         "inner steps": f"{protocol['inner_steps']}",
         "norm statistics": norm,
@@ -89,10 +96,15 @@ def show(report: Report, say: Callable[[str], Any]) -> None:
         paper = f"{verdict.paper:g}" + ("" if verdict.paper_ci95 is None else f" ± {verdict.paper_ci95:g}")
         say(f"  {'paper':<14}{'ours':<9}{'interval':<11}verdict")
         first, *more = wrap(verdict.text, 80 - 36)
-        say(f"  {paper:<14}{verdict.ours:<9.2f}{f'± {verdict.ci95:.2f}':<11}{first}")
+        say(f"  {paper:<14}{verdict.ours:<9.4g}{f'± {verdict.ci95:.2g}':<11}{first}")
         for line in [*more, f"paper: {verdict.source}"]:
             say(f"  {'':<34}{line}")
     say("")
+
+
+def amount(value: float, metric: str) -> str:
+    """An accuracy in %, an mse as it is."""
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4g}"
 
 
 def _table(rows: dict[str, str], say: Callable[[str], Any]) -> None:

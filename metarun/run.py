@@ -13,9 +13,8 @@ import torch
 
 from metarun import checkpoint, config, runs
 from metarun.config import Plan, Tree
-from metarun.data.sampler import EpisodeSampler
 from metarun.device import describe, pick
-from metarun.engine.evaluate import Score, score, task_accuracies
+from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import fit
 from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
@@ -26,7 +25,7 @@ from metarun.loggers.sink import Logger, RunInfo
 from metarun.report import Report, show
 from metarun.resume import continued
 from metarun.schema import Complaints
-from metarun.types import SPLITS, ClassBank, InputError, Net
+from metarun.types import MEASURES, SPLITS, Bank, InputError, Measure, Net, Sampler, TaskShape
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
@@ -40,29 +39,41 @@ class Session:
     net: Net
     test_net: Net
     state: TrainState
-    train: EpisodeSampler
-    val: EpisodeSampler
+    train: Sampler
+    val: Sampler
+    measure: Measure
     logger: Logger
     digests: dict[str, str]
     """what tells the data of each split from other data"""
 
 
-def sampler(plan: Plan, split: str, bank: ClassBank) -> EpisodeSampler:
+def sampler(plan: Plan, split: str, bank: Bank) -> Sampler:
     """Training episodes follow the run's seed; validation and test episodes are the same for every run."""
-    if split == "train":
-        return EpisodeSampler(bank, plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
-    return EpisodeSampler(bank, plan.eval.way, plan.eval.shot, plan.eval.query, plan.eval.seed, split, "eval")
+    if split != "train":
+        return bank.episodes(plan.eval.way, plan.eval.shot, plan.eval.query, plan.eval.seed, split, "eval")
+    if plan.algorithm.supervised:
+        return bank.batches(plan.seed, split)
+    return bank.episodes(plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
 
 
-def network(plan: Plan, episodes: EpisodeSampler) -> Net:
-    return plan.model(item_shape=episodes.bank.item_shape, outputs=episodes.way)
+def network(plan: Plan, episodes: Sampler) -> Net:
+    return plan.model(item_shape=episodes.item_shape, outputs=episodes.outputs)
+
+
+def serves(plan: Plan, tree: Tree, net: Net, kind: str, node: str) -> None:
+    """Raises `InputError` where the method cannot serve the tasks that a config node asks for, with this network."""
+    task = plan.task if node == "task" else plan.eval
+    try:
+        plan.algorithm.check(net, TaskShape(kind, task.way, task.shot, task.query))
+    except ValueError as e:
+        raise InputError(f"algo={tree['algo']['name']}: {e}") from None
 
 
 def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState:
     """Step 0: weights drawn on the CPU from the run's seed, so that every device starts from the same ones."""
     drawn = plan.algorithm.init(net, torch.Generator().manual_seed(plan.seed))
     meta = {name: w.to(device).requires_grad_() for name, w in drawn.items()}
-    running = {name: value.to(device) for name, value in net.fresh_running().items()}
+    running = {name: value.to(device) for name, value in plan.algorithm.fresh_running(net).items()}
     train = plan.train
     optimizer = make_optimizer(train.optimizer, meta.values(), train.lr, train.optimizer_args)
     scheduler = make_scheduler(train.schedule, optimizer, train.iterations, train.schedule_args)
@@ -82,17 +93,21 @@ def prepare(tree: Tree) -> Session:
     wrong.about(lambda: sampler(plan, "test", banks["test"]))  # evaluation's alone; here for whether it can be done
     wrong.end()
     net, test_net = network(plan, train), network(plan, val)
+    wrong.about(lambda: serves(plan, tree, net, banks["train"].kind, "task"))
+    wrong.about(lambda: serves(plan, tree, test_net, banks["val"].kind, "eval"))
+    wrong.end()
     state = fresh_state(plan, net, device)
     if missing := _misfits(state, plan, test_net):
         raise InputError(missing)
-    return Session(plan, device, net, test_net, state, train, val, logger, digests)
+    measure = MEASURES[banks["train"].kind]
+    return Session(plan, device, net, test_net, state, train, val, measure, logger, digests)
 
 
 def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
     """Why the trained weights could not be evaluated, or nothing: a head is for one way."""
-    wanted = plan.algorithm.init(test_net, torch.Generator())
-    for name, w in state.meta.items():
-        if wanted[name].shape != w.shape:
+    wanted = plan.algorithm.at_test(plan.algorithm.init(test_net, torch.Generator()))
+    for name, w in plan.algorithm.at_test(state.meta).items():
+        if name not in wanted or wanted[name].shape != w.shape:
             return (
                 f"eval.way={plan.eval.way}: '{name}' is trained for task.way={plan.task.way} and fits no other; "
                 "set eval.way = task.way"
@@ -144,8 +159,13 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
     def validate(state: TrainState) -> Score:
         net = session.test_net.at_test(state.running)
         return score(
-            task_accuracies(
-                plan.algorithm, net, state.meta, session.val, plan.train.val_episodes, plan.device.eval_batch
+            task_values(
+                plan.algorithm,
+                net,
+                plan.algorithm.at_test(state.meta),
+                session.val,
+                plan.train.val_episodes,
+                plan.device.eval_batch,
             )
         )
 
@@ -168,6 +188,8 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
                 state,
                 session.train,
                 plan.train,
+                measure=session.measure,
+                seed=plan.seed,
                 chunk=plan.device.chunk,
                 checkpoint_every=plan.checkpoint.every,
                 validate=validate,
@@ -188,9 +210,10 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
             code = 0
         return code
     finally:
-        summary: dict[str, Any] = {"best": state.best.get("accuracy"), "best_step": state.best.get("step")}
+        name = session.measure.name
+        summary: dict[str, Any] = {"best": state.best.get(name), "best_step": state.best.get("step")}
         if report is not None:
-            summary |= {"test/accuracy": report.score.mean, "test/ci95": report.score.ci95}
+            summary |= {f"test/{name}": report.score.mean, "test/ci95": report.score.ci95}
         sink.close(summary, code)
         rows.close()
         console.close()
@@ -246,17 +269,22 @@ def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
     device = pick(plan.device)
     path = folder / "checkpoints" / f"{which}.pt"
     content = checkpoint.load(path)
-    episodes = sampler(plan, split, plan.dataset.load(split, plan.data_root).to(device))
+    bank = plan.dataset.load(split, plan.data_root)
+    episodes = sampler(plan, split, bank.to(device))
     net = network(plan, episodes)
-    wanted = plan.algorithm.init(net, torch.Generator())
-    meta = {n: w.to(device) for n, w in checkpoint.match(content["meta"], wanted, path).items()}
-    running = {n: w.to(device) for n, w in checkpoint.match(content["running"], net.fresh_running(), path).items()}
-    tested = task_accuracies(
+    serves(plan, tree, net, bank.kind, "eval")
+    wanted = plan.algorithm.at_test(plan.algorithm.init(net, torch.Generator()))
+    trained_meta = plan.algorithm.at_test(content["meta"])
+    meta = {n: w.to(device) for n, w in checkpoint.match(trained_meta, wanted, path).items()}
+    fresh = plan.algorithm.fresh_running(net)
+    running = {n: w.to(device) for n, w in checkpoint.match(content["running"], fresh, path).items()}
+    tested = task_values(
         plan.algorithm, net.at_test(running), meta, episodes, plan.eval.episodes, plan.device.eval_batch
     )
     last = folder / "checkpoints" / "last.pt"
     trained = checkpoint.load(last)["step"] if last.exists() else content["step"]
     return Report(
+        MEASURES[bank.kind].name,
         score(tested),
         tree,
         folder,

@@ -32,7 +32,7 @@ class Complaints:
     def end(self) -> None:
         """Raises an `InputError` with all complaints, if there are any."""
         if self.lines:
-            raise InputError("\n".join(self.lines))
+            raise InputError("\n".join(dict.fromkeys(self.lines)))  # each once
 
 
 def checked(cls: type, node: Any, where: str) -> Tree:

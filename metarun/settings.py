@@ -10,9 +10,9 @@ from metarun.types import setting
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """A training episode."""
+    """A training episode; `way` is 1 in regression, and 2 or more where there are classes."""
 
-    way: int = setting(5, least=2)
+    way: int = setting(5, least=1)
     shot: int = setting(1, least=1)
     query: int = setting(1, least=1)
 
@@ -29,6 +29,8 @@ class TrainSettings:
     schedule: str = setting("constant")
     schedule_args: dict[str, Any] = setting({})
     clip: float | None = setting(None, above=0)
+    l1: float = setting(0.0, least=0)
+    l2: float = setting(0.0, least=0)
     log_every: int = setting(10, least=1)
     val_every: int = setting(100, least=1)
     val_episodes: int = setting(200, least=1)
@@ -39,7 +41,7 @@ class EvalSettings:
     """Validation and test episodes: the first `episodes` of a list fixed by `seed`, whatever the run's own seed."""
 
     episodes: int = setting(600, least=1)
-    way: int = setting(5, least=2)
+    way: int = setting(5, least=1)
     shot: int = setting(1, least=1)
     query: int = setting(1, least=1)
     seed: int = setting(0, least=0)

@@ -5,17 +5,19 @@ Everything here is about ONE task. The engine alone adds the leading task axis (
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
-from zlib import crc32
 
 from torch import Generator, Tensor
 
 Meta = dict[str, Tensor]
-"""Everything a method carries from task to task: weights and other meta-parameters, by name."""
+"""Everything a method carries from task to task, by name: the network's weights under the names that the network gives
+them, and the method's own meta-parameters under names that start with `algo.`"""
 
 
 class InputError(Exception):
@@ -36,11 +38,11 @@ class Episode(NamedTuple):
     support_x: Tensor
     """(support, *item), float in [0, 1] for images"""
     support_y: Tensor
-    """(support,) class ids in [0, way)"""
+    """(support,) class ids in [0, way), or (support, *target) float for regression"""
     query_x: Tensor
     """(query, *item)"""
     query_y: Tensor
-    """(query,) class ids in [0, way)"""
+    """(query,) class ids in [0, way), or (query, *target) float for regression"""
 
 
 EpisodeBatch = Episode
@@ -59,6 +61,45 @@ class TaskLoss(NamedTuple):
     """the batch statistics that `net.features(..., moments=)` met at `meta` itself; empty: the engine looks itself"""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What predictions are judged by: the mean over tasks of `name`."""
+
+    name: str
+    higher_is_better: bool
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a beats b."""
+        return a > b if self.higher_is_better else a < b
+
+    @property
+    def worst(self) -> float:
+        return -inf if self.higher_is_better else inf
+
+
+MEASURES = {"classification": Measure("accuracy", True), "regression": Measure("mse", False)}
+"""By the kind of task. Accuracy is a fraction in [0, 1]; mse is in the targets' units squared."""
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """The tasks that a method is asked to serve: `kind` is a key of `MEASURES`, the numbers are per task and class."""
+
+    kind: str
+    way: int
+    shot: int
+    query: int
+
+
+class Norm(Protocol):
+    """A normalisation layer as the network is set to have them, for a method's own modules."""
+
+    @property
+    def subtracts_channel_mean(self) -> bool: ...
+    def init(self, name: str, channels: int) -> Meta: ...
+    def __call__(self, meta: Meta, name: str, x: Tensor) -> Tensor: ...
+
+
 class Net(Protocol):
     """A network as pure functions of its weights.
 
@@ -67,7 +108,25 @@ class Net(Protocol):
     """
 
     @property
-    def outputs(self) -> int: ...
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or numbers in a target."""
+        ...
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """What one row of `features` is when it is not flat: (channels, height, width) of a map, or (size,)."""
+        ...
+
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """Its norm layers from input to output: `NAME.weight` and `NAME.bias` scale and shift each channel."""
+        ...
+
     @property
     def tracks(self) -> bool: ...
     @property
@@ -77,72 +136,112 @@ class Net(Protocol):
     def features(self, meta: Meta, x: Tensor, support: Tensor | None = None, moments: Meta | None = None) -> Tensor: ...
     def head(self, meta: Meta, features: Tensor) -> Tensor: ...
     def __call__(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor: ...
+    def norm_layer(self, support: int = 0, moments: Meta | None = None) -> Norm:
+        """A norm set as the network's own are: statistics of the first `support` rows where it takes the support
+        set's, of all rows otherwise, kept in `moments` where moving averages are made."""
+        ...
+
     def moments(self, meta: Meta, x: Tensor) -> Meta: ...
     def fresh_running(self) -> Meta: ...
+    def at_train(self, running: Meta, ticket: Tensor) -> Net:
+        """The net as ONE task of one step trains with it; what is random in it is drawn from `ticket`, () int64."""
+        ...
+
     def at_test(self, running: Meta) -> Net: ...
 
 
-class Algorithm(Protocol):
+class Algorithm(ABC):
     """A meta-learning method: a frozen dataclass whose fields are its hyperparameters and its config schema."""
 
-    @property
-    def eval_steps(self) -> int:
-        """Inner updates at test time; 0 for a method that takes none."""
-        ...
+    eval_steps: int = 0
+    """inner updates at test time; 0 for a method that takes none"""
+    supervised: ClassVar[bool] = False
+    """Whether it trains on batches over all training classes in place of episodes. A batch is an episode with an empty
+    support set, whose queries are `train.meta_batch` random examples labelled among all training classes."""
 
+    def check(self, net: Net, task: TaskShape) -> None:  # noqa: B027 (most serve everything)
+        """Raises `ValueError`, saying what fits, for a network or task that the method cannot serve."""
+
+    @abstractmethod
     def init(self, net: Net, generator: Generator) -> Meta:
-        """Fresh meta-parameters."""
-        ...
+        """Fresh meta-parameters on the CPU; none for a method that has nothing to train."""
 
+    @abstractmethod
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         """The loss of ONE task: pure, no `.item()`, no branch on data."""
-        ...
 
+    @abstractmethod
     def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        """(query, way) logits after adaptation; runs without an outer graph."""
+        """(query, way) logits, or (query, *target), after adaptation; runs without an outer graph."""
+
+    def trajectory(self, net: Net, meta: Meta, episode: Episode) -> list[Tensor]:
+        """What `predict` gives after 0, 1, ..., `eval_steps` inner updates; only the last for a method without any."""
+        return [self.predict(net, meta, episode)]
+
+    def at_step(self, step: int, iterations: int) -> Algorithm:
+        """The method as it is for meta-update `step` (from 0) of `iterations`; itself unless something is annealed."""
+        return self
+
+    def at_test(self, meta: Meta) -> Meta:
+        """The meta-parameters that prediction needs: without those that only training does."""
+        return meta
+
+    def fresh_running(self, net: Net) -> Meta:
+        """Moving averages before the first step; a method with norms of its own adds theirs to the net's."""
+        return net.fresh_running()
+
+
+class Sampler(Protocol):
+    """Episodes as a pure function of their index."""
+
+    @property
+    def item_shape(self) -> tuple[int, ...]: ...
+    @property
+    def outputs(self) -> int:
+        """What a network for these episodes must put out: classes, or numbers in a target."""
+        ...
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        """Episodes `first` to `first + count - 1`."""
+        ...
+
+    def classes(self, first: int, count: int) -> Tensor | None:
+        """(count, way) what each label of each episode stands for in the bank's `names`; None for regression."""
         ...
 
 
-@dataclass(frozen=True)
-class ClassBank:
-    """The items of one split, grouped by class: class `c` owns rows `offsets[c]` to `offsets[c + 1]`."""
-
-    items: Tensor
-    """(items, *item) uint8"""
-    offsets: Tensor
-    """(classes + 1,) int64, ascending from 0"""
-    names: tuple[str, ...]
-    """one name per class"""
-
-    def __post_init__(self) -> None:
-        assert len(self.offsets) == len(self.names) + 1
-        assert int(self.offsets[-1]) == len(self.items)
-
-    def __len__(self) -> int:
-        return len(self.names)
+class Bank(Protocol):
+    """The tasks of one split, before any is drawn."""
 
     @property
-    def item_shape(self) -> tuple[int, ...]:
-        return tuple(self.items.shape[1:])
+    def kind(self) -> str:
+        """A key of `MEASURES`."""
+        ...
 
     @property
-    def sizes(self) -> Tensor:
-        """(classes,) items in each class"""
-        return self.offsets.diff()
+    def names(self) -> tuple[str, ...]:
+        """The classes; empty for regression."""
+        ...
 
     def digest(self) -> str:
-        """Tells two banks apart: 8 hex digits of their bytes. Call it before the bank goes to a GPU."""
-        return f"{crc32(self.items.numpy().data, crc32(self.offsets.numpy().data)):08x}"
+        """Tells two banks apart: 8 hex digits. Call it before the bank goes to a GPU."""
+        ...
 
-    def to(self, device: Any) -> ClassBank:
-        return ClassBank(self.items.to(device), self.offsets.to(device), self.names)
+    def to(self, device: Any) -> Bank: ...
+    def episodes(self, way: int, shot: int, query: int, seed: int, split: str, asked_by: str) -> Sampler:
+        """Raises `InputError`, naming settings of the node `asked_by`, where there are too few classes or items."""
+        ...
+
+    def batches(self, seed: int, split: str) -> Sampler:
+        """Supervised batches: `sampler(first, count)` is ONE episode whose queries are `count` random examples."""
+        ...
 
 
 class Dataset(Protocol):
-    """Where classes come from: a frozen dataclass whose fields are its config schema."""
+    """Where tasks come from: a frozen dataclass whose fields are its config schema."""
 
-    def load(self, split: str, data_root: Path) -> ClassBank:
-        """The classes of `train`, `val` or `test`. Raises `InputError` for data that is missing or broken."""
+    def load(self, split: str, data_root: Path) -> Bank:
+        """The tasks of `train`, `val` or `test`. Raises `InputError` for data that is missing or broken."""
         ...
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     assert gap < 1e-3, f"the two meta-gradients differ by {gap:.1e} of their norm: not the same work"
 
     def metarun_step() -> None:
-        train_step(algorithm, net, state, episodes, None, None)
+        train_step(algorithm, net, state, episodes)
 
     def higher_step() -> None:
         outer.zero_grad()

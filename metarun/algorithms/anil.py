@@ -6,33 +6,22 @@ once per task.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Generator, Tensor
-
-from metarun.algorithms.inner import classification, descend
-from metarun.types import Episode, Meta, Net, TaskLoss, register, setting
+from metarun.algorithms.inner import GradientBased, descend, is_head, objective
+from metarun.types import Episode, Meta, Net, register, setting
 
 
 @register("algo", "anil")
 @dataclass(frozen=True)
-class ANIL:
+class ANIL(GradientBased):
     inner_lr: float = setting(0.1, above=0)
     inner_steps: int = setting(5, least=1)
     eval_steps: int = setting(5, least=0)
 
-    def init(self, net: Net, generator: Generator) -> Meta:
-        return net.init(generator)
-
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        return classification(self._logits(net, meta, episode, self.inner_steps), episode.query_y)
-
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._logits(net, meta, episode, self.eval_steps)
-
-    def _logits(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Tensor:
+    def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
         features = net.features(meta, episode.support_x)
-        head = {name: w for name, w in meta.items() if name.startswith("head.")}
-        head = descend(lambda h: F.cross_entropy(net.head(h, features), episode.support_y), head, self.inner_lr, steps)
-        return net.head(head, net.features(meta, episode.query_x, support=episode.support_x))
+        head = {name: w for name, w in meta.items() if is_head(name)}
+        heads = descend(lambda h: objective(net.head(h, features), episode.support_y), head, self.inner_lr, steps)
+        return (meta | head for head in heads)

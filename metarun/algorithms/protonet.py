@@ -13,24 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.algorithms.inner import classification, detached
-from metarun.types import Episode, Meta, Net, TaskLoss, register
+from metarun.algorithms.inner import detached, outcome
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register
 
 
 @register("algo", "protonet")
 @dataclass(frozen=True)
-class ProtoNet:
-    @property
-    def eval_steps(self) -> int:
-        return 0
-
+class ProtoNet(Algorithm):
     def init(self, net: Net, generator: Generator) -> Meta:
         return net.init(generator, head=False)
 
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         moments: Meta = {}
         logits = self._logits(net, meta, episode, moments)
-        return classification(logits, episode.query_y)._replace(moments=detached(moments))
+        return outcome(logits, episode.query_y)._replace(moments=detached(moments))
 
     def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
         return self._logits(net, meta, episode, None)

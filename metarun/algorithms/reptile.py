@@ -13,14 +13,14 @@ moment starts afresh with every task instead of carrying over, and mini-batches 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
-from torch.func import grad_and_value
+from torch import Tensor
+from torch.func import grad
 
-from metarun.algorithms.inner import accuracy, detached
+from metarun.algorithms.inner import GradientBased, detached, objective, outcome
 from metarun.types import Episode, Meta, Net, TaskLoss, register, setting
 
 BETA2, EPS = 0.999, 1e-8
@@ -28,44 +28,41 @@ BETA2, EPS = 0.999, 1e-8
 
 @register("algo", "reptile")
 @dataclass(frozen=True)
-class Reptile:
+class Reptile(GradientBased):
     inner_lr: float = setting(1e-3, above=0)
     inner_steps: int = setting(5, least=1)
     inner_batch: int = setting(10, least=1)
     eval_steps: int = setting(50, least=0)
 
-    def init(self, net: Net, generator: Generator) -> Meta:
-        return net.init(generator)
-
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         x = torch.cat([episode.support_x, episode.query_x])
         y = torch.cat([episode.support_y, episode.query_y])
-        adapted, metrics = self._train(net, detached(meta), x, y, self.inner_steps)
+        *_, before, adapted = self._train(net, detached(meta), x, y, self.inner_steps)
         gap = [0.5 * (w - adapted[name].detach()).square().sum() for name, w in meta.items()]
-        return TaskLoss(torch.stack(gap).sum(), metrics)
+        rows = self._rows(x, self.inner_steps - 1)
+        with torch.no_grad():
+            told = outcome(net(before, x[rows]), y[rows]).metrics  # of the last mini-batch, before its update
+        return TaskLoss(torch.stack(gap).sum(), told)
 
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        adapted, _ = self._train(net, meta, episode.support_x, episode.support_y, self.eval_steps)
-        return net(adapted, episode.query_x, support=episode.support_x)
+    def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
+        return self._train(net, meta, episode.support_x, episode.support_y, steps)
 
-    def _train(self, net: Net, weights: Meta, x: Tensor, y: Tensor, steps: int) -> tuple[Meta, dict[str, Tensor]]:
-        """Weights after `steps` Adam updates; loss and accuracy of the last mini-batch before its update."""
-
-        def loss(fast: Meta, rows: Tensor) -> tuple[Tensor, Tensor]:
-            logits = net(fast, x[rows])
-            return F.cross_entropy(logits, y[rows]), accuracy(logits.detach(), y[rows])
-
+    def _rows(self, x: Tensor, step: int) -> Tensor:
+        """The mini-batch of an inner step: the examples in turn, round and round."""
         batch = min(self.inner_batch, len(x))
+        return torch.arange(step * batch, (step + 1) * batch, device=x.device) % len(x)
+
+    def _train(self, net: Net, weights: Meta, x: Tensor, y: Tensor, steps: int) -> Iterator[Meta]:
+        """Weights before and after each of `steps` Adam updates."""
+        yield weights
         moment = {name: torch.zeros_like(w) for name, w in weights.items()}
-        metrics: dict[str, Tensor] = {}
         for t in range(steps):
-            rows = torch.arange(t * batch, (t + 1) * batch, device=x.device) % len(x)
-            slope, (value, right) = grad_and_value(loss, has_aux=True)(weights, rows)
+            rows = self._rows(x, t)
+            slope = grad(lambda fast, rows=rows: objective(net(fast, x[rows]), y[rows]))(weights)
             moment = {name: BETA2 * m + (1 - BETA2) * slope[name].square() for name, m in moment.items()}
             unbias = 1 - BETA2 ** (t + 1)
             weights = {
                 name: w - self.inner_lr * slope[name] / ((moment[name] / unbias).sqrt() + EPS)
                 for name, w in weights.items()
             }
-            metrics = {"loss": value.detach(), "accuracy": right}
-        return weights, metrics
+            yield weights

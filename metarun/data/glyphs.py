@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
-from metarun.types import ClassBank, register, setting
+from metarun.types import register, setting
 
 VERSION = 1
 """Raise it whenever the same seed would give other drawings: caches made before are then left alone."""

@@ -33,8 +33,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
-from metarun.types import ClassBank, InputError, register, setting
+from metarun.types import InputError, register, setting
 
 VERSION = 1
 """of the packed form: raise it when what `_pack` makes changes"""

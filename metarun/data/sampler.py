@@ -9,33 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from metarun.types import ClassBank, EpisodeBatch, InputError
+from metarun.counter import GAMMA, MIX, mix, signed
+from metarun.types import EpisodeBatch, InputError
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the same 64 bits."""
-    return (value + 2**63) % 2**64 - 2**63
+if TYPE_CHECKING:
+    from metarun.data.bank import ClassBank
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift (torch's is arithmetic on int64)."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
-
-
-def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: int64 -> int64, a bijection whose output looks random."""
-    x = x + _signed(_GAMMA)
-    x = (x ^ _shift(x, 30)) * _signed(_MIX[0])
-    x = (x ^ _shift(x, 27)) * _signed(_MIX[1])
-    return x ^ _shift(x, 31)
+def stream(seed: int, split: str) -> int:
+    """Where the tickets of a split's episodes start."""
+    return int(mix(torch.tensor(signed(seed * GAMMA + crc32(split.encode())))))
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,8 @@ class EpisodeSampler:
 
     def __post_init__(self) -> None:
         where = self.asked_by
+        if self.way < 2:
+            raise InputError(f"{where}.way={self.way}: telling classes apart takes 2 or more")
         if self.way > len(self.bank):
             raise InputError(
                 f"{where}.way={self.way}: split '{self.split}' has {len(self.bank)} classes; lower {where}.way"
@@ -72,23 +63,38 @@ class EpisodeSampler:
 
     @cached_property
     def _stream(self) -> int:
-        return int(mix(torch.tensor(_signed(self.seed * _GAMMA + crc32(self.split.encode())))))
+        return stream(self.seed, self.split)
 
     @cached_property
     def _largest(self) -> int:
         return int(self.bank.sizes.max())  # read once: reading it per step would wait for the device
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self.bank.item_shape
+
+    @property
+    def outputs(self) -> int:
+        return self.way
+
+    def _tickets(self, first: int, count: int) -> Tensor:
+        """(count,) a random number for each episode"""
+        return mix(torch.arange(first, first + count, device=self.bank.items.device) + self._stream)
+
+    def classes(self, first: int, count: int) -> Tensor:
+        """(count, way) the class of the bank that each label of each episode stands for"""
+        task = self._tickets(first, count)
+        class_key = mix(task[:, None] + torch.arange(len(self.bank), device=task.device))
+        return class_key.topk(self.way, dim=1).indices  # in random order
+
     def __call__(self, first: int, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`, with a leading task axis; images as float in [0, 1]."""
         bank, device = self.bank, self.bank.items.device
-        task = mix(torch.arange(first, first + count, device=device) + self._stream)  # (T,)
-
-        class_key = mix(task[:, None] + torch.arange(len(bank), device=device))
-        classes = class_key.topk(self.way, dim=1).indices  # (T, way), in random order
+        task, classes = self._tickets(first, count), self.classes(first, count)
 
         sizes = bank.sizes
         rank = torch.arange(self._largest, device=device)
-        item_key = mix(mix(task[:, None] ^ _signed(_MIX[0])) + classes)[..., None] + rank
+        item_key = mix(mix(task[:, None] ^ signed(MIX[0])) + classes)[..., None] + rank
         item_key = mix(item_key).masked_fill(rank >= sizes[classes][..., None], -(2**63))
         items = item_key.topk(self.shot + self.query, dim=2).indices  # (T, way, shot + query)
 
@@ -97,3 +103,40 @@ class EpisodeSampler:
         y = torch.arange(self.way, device=device).repeat(self.shot + self.query).expand(count, -1)
         cut = self.shot * self.way
         return EpisodeBatch(x[:, :cut], y[:, :cut], x[:, cut:], y[:, cut:])
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Supervised batches over all classes of a bank, every image equally likely, drawn with replacement.
+
+    `sampler(first, count)` is ONE episode: an empty support set, and examples `first` to `first + count - 1` of an
+    endless list as its queries, labelled with their class in the bank.
+    """
+
+    bank: ClassBank
+    seed: int
+    split: str
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self.bank.item_shape
+
+    @property
+    def outputs(self) -> int:
+        return len(self.bank)
+
+    @cached_property
+    def _stream(self) -> int:
+        return stream(self.seed, f"{self.split} batches")
+
+    def classes(self, first: int, count: int) -> Tensor:
+        """(1, classes): a label is its class."""
+        return torch.arange(len(self.bank), device=self.bank.items.device)[None]
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        items, offsets = self.bank.items, self.bank.offsets
+        tickets = mix(torch.arange(first, first + count, device=items.device) + self._stream)
+        rows = tickets.remainder(len(items))
+        x = items[rows].float()[None] / 255
+        y = (torch.searchsorted(offsets, rows, right=True) - 1)[None]
+        return EpisodeBatch(x[:, :0], y[:, :0], x, y)

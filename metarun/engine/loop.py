@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from metarun.counter import mix
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
 from metarun.settings import TrainSettings
-from metarun.types import Algorithm, Episodes, Net, TrainingError
+from metarun.types import Algorithm, Episodes, Measure, Net, TrainingError
 
 Row = dict[str, Any]
 
@@ -25,6 +26,8 @@ def fit(
     episodes: Episodes,
     settings: TrainSettings,
     *,
+    measure: Measure,
+    seed: int,
     chunk: int | None,
     checkpoint_every: int,
     validate: Callable[[TrainState], Score],
@@ -35,16 +38,20 @@ def fit(
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
+    measure             what the validation score is a mean of
     log(row)            one row of metrics: {"step", "split": "train" or "val", ...}
     save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
     tick(step)          after every step; must not wait for the device
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
-    batch = settings.meta_batch
+    batch, penalty = settings.meta_batch, (settings.l1, settings.l2)
+    ticket = int(mix(torch.tensor(seed)))  # where the run's random numbers start
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
-        metrics = train_step(algorithm, net, state, episodes(state.step * batch, batch), chunk, settings.clip)
+        first = state.step * batch
+        now = algorithm.at_step(state.step, settings.iterations)
+        metrics = train_step(now, net, state, episodes(first, batch), chunk, settings.clip, penalty, ticket + first)
         state.add(metrics)
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
@@ -59,10 +66,12 @@ def fit(
             _finite(state)
             paused = monotonic()
             result = validate(state)
-            better = not state.best or result.mean > state.best["accuracy"]
+            # Adaptation may diverge on a validation task although training does not: the worst there is, but no end.
+            reached = result.mean if isfinite(result.mean) else measure.worst
+            better = not state.best or measure.better(reached, state.best[measure.name])
             if better:
-                state.best = {"step": step, "accuracy": result.mean}
-            log({"step": step, "split": "val", "accuracy": result.mean, "ci95": result.ci95, "best": better})
+                state.best = {"step": step, measure.name: reached}
+            log({"step": step, "split": "val", measure.name: reached, "ci95": result.ci95, "best": better})
             if better:
                 save("best", state)
             mark += monotonic() - paused  # validation is not training time

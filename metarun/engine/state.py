@@ -19,7 +19,7 @@ class TrainState:
     meta        trained tensors, leaves of the outer graph
     running     moving averages of norm statistics; empty unless the net tracks them
     totals      metrics summed over the `count` steps since the last logged row
-    best        {"step", "accuracy"} of the best validation so far; empty before the first
+    best        {"step", the measure's name} of the best validation so far; empty before the first
     """
 
     meta: Meta

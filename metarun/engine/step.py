@@ -6,7 +6,7 @@ Nothing in a step waits for the device: metrics stay tensors until the loop read
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,34 +24,51 @@ def per_task(f: Callable[[Episode], Out], episodes: EpisodeBatch) -> Out:
     return vmap(f)(episodes)
 
 
-def in_chunks(episodes: EpisodeBatch, chunk: int | None) -> Iterator[EpisodeBatch]:
+class Ticketed(NamedTuple):
+    """A task and the random number that what is random in its training (dropout) is drawn from."""
+
+    episode: Episode
+    ticket: Tensor
+
+
+def in_chunks(batch: Ticketed, chunk: int | None) -> Iterator[Ticketed]:
     """The same tasks, at most `chunk` at a time (None: all)."""
-    tasks = len(episodes.support_x)
+    tasks = len(batch.ticket)
     size = chunk or tasks
     for first in range(0, tasks, size):
-        yield EpisodeBatch(*(field[first : first + size] for field in episodes))
+        rows = slice(first, first + size)
+        yield Ticketed(EpisodeBatch(*(field[rows] for field in batch.episode)), batch.ticket[rows])
 
 
 def meta_gradient(
-    algorithm: Algorithm, net: Net, meta: Meta, episodes: EpisodeBatch, chunk: int | None = None
+    algorithm: Algorithm,
+    net: Net,
+    meta: Meta,
+    episodes: EpisodeBatch,
+    chunk: int | None = None,
+    running: Meta | None = None,
+    first_ticket: int = 0,
 ) -> tuple[dict[str, Tensor], Meta]:
     """Adds the gradient of the mean task loss to `.grad` of every tensor in `meta`.
 
-    Returns the task means of the metrics, and of the norm statistics where the net tracks them.
+    Task i draws what is random in it from ticket `first_ticket + i`. Returns the task means of the metrics, and of the
+    norm statistics where the net tracks them.
     """
     tasks = len(episodes.support_x)
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
+    tickets = torch.arange(first_ticket, first_ticket + tasks, device=episodes.query_x.device)
 
-    def one(episode: Episode) -> TaskLoss:
-        out = algorithm.loss(net, meta, episode)
+    def one(task: Ticketed) -> TaskLoss:
+        episode, training = task.episode, net.at_train(running or {}, task.ticket)
+        out = algorithm.loss(training, meta, episode)
         if not net.tracks or out.moments:
             return out
         with torch.no_grad():
-            return out._replace(moments=net.moments(meta, torch.cat([episode.support_x, episode.query_x])))
+            return out._replace(moments=training.moments(meta, torch.cat([episode.support_x, episode.query_x])))
 
-    for part in in_chunks(episodes, chunk):
-        out = per_task(one, part)
+    for part in in_chunks(Ticketed(episodes, tickets), chunk):
+        out = vmap(one)(part)
         (out.loss.sum() / tasks).backward()
         for totals, parts in ((metrics, out.metrics), (moments, out.moments)):
             for name, values in parts.items():
@@ -60,12 +77,35 @@ def meta_gradient(
     return metrics, moments
 
 
+def add_penalty(meta: Meta, l1: float, l2: float) -> None:
+    """Adds the gradient of l1 * sum |w| + l2 * sum w^2 over the network's weight matrices and kernels.
+
+    Biases, norms' weights and the method's own meta-parameters are left out.
+    """
+    with torch.no_grad():
+        for name, w in meta.items():
+            if w.dim() > 1 and w.grad is not None and not name.startswith("algo."):
+                w.grad.add_(l1 * w.sign() + 2 * l2 * w)
+
+
 def train_step(
-    algorithm: Algorithm, net: Net, state: TrainState, episodes: EpisodeBatch, chunk: int | None, clip: float | None
+    algorithm: Algorithm,
+    net: Net,
+    state: TrainState,
+    episodes: EpisodeBatch,
+    chunk: int | None = None,
+    clip: float | None = None,
+    penalty: tuple[float, float] = (0.0, 0.0),
+    first_ticket: int = 0,
 ) -> dict[str, Tensor]:
-    """Moves `state` one meta-update on; returns the mean metrics, still on the device."""
+    """Moves `state` one meta-update on; returns the mean metrics, still on the device.
+
+    `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
+    """
     state.optimizer.zero_grad(set_to_none=True)
-    metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk)
+    metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+    if any(penalty):
+        add_penalty(state.meta, *penalty)
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(list(state.meta.values()), clip)
     state.optimizer.step()

@@ -29,6 +29,8 @@ def describe(row: dict[str, Any], accuracy: str = "accuracy") -> str:
         parts.append(f"loss {row['loss']:.4g}")
     if "accuracy" in row:
         parts.append(f"{accuracy} {100 * row['accuracy']:.1f} %")
+    elif "loss" not in row and "mse" in row:
+        parts.append(f"mse {row['mse']:.4g}")
     return "  ".join(parts)
 
 
@@ -104,7 +106,7 @@ class Console:
     def _metrics(self, accuracy: str = "accuracy") -> str:
         parts = [describe(self._train, accuracy)] if self._train else []
         if self._val:
-            parts.append(f"val {100 * self._val['accuracy']:.1f} %")
+            parts.append(describe(self._val, "val").replace("mse", "val"))
         return "  ".join(parts)
 
     def end_progress(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        plain = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}  # JSON has no inf
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -7,12 +7,13 @@ released code averages the last map over space (`readout: mean`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.models.layers import Norm, conv2d, xavier
+from metarun.layers import Norm, conv2d, xavier
 from metarun.models.network import Network
 from metarun.types import Meta, register, setting
 
@@ -43,9 +44,12 @@ class Conv4(Network):
         return h, w
 
     @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.filters, *self._sides) if self.readout == "flatten" else (self.filters,)
+
+    @property
     def feature_size(self) -> int:
-        h, w = self._sides
-        return self.filters * (h * w if self.readout == "flatten" else 1)
+        return prod(self.feature_shape)
 
     def trunk_init(self, generator: Generator, norm: Norm) -> Meta:
         meta: Meta = {}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.models.layers import Norm, linear, xavier
+from metarun.layers import Norm, linear, xavier
 from metarun.models.network import Network
 from metarun.types import Meta, register, setting
 

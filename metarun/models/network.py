@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import torch
 from torch import Generator, Tensor
 
-from metarun.models.layers import Norm, linear
+from metarun.layers import Norm, linear
 from metarun.types import Meta, setting
 
 STATISTICS = ("batch", "support", "running")
@@ -53,6 +54,19 @@ class Network(ABC):
     def feature_size(self) -> int: ...
 
     @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """What one row of `features` is when it is not flat."""
+        return (self.feature_size,)
+
+    @cached_property
+    def norm_names(self) -> tuple[str, ...]:
+        """Its norm layers from input to output."""
+        if self.norm == "none":
+            return ()
+        names = [name.rpartition(".")[0] for name in self.trunk_init(Generator(), self._norm())]
+        return tuple(dict.fromkeys(name for name in names if name.rpartition(".")[2].startswith("norm")))
+
+    @property
     def statistics_used(self) -> str:
         """What an accuracy of this network must be read with."""
         if self.norm == "batch":
@@ -63,6 +77,10 @@ class Network(ABC):
     def tracks(self) -> bool:
         """Whether moving averages are kept while training."""
         return self.norm == "batch" and self.statistics == "running"
+
+    def at_train(self, running: Meta, ticket: Tensor) -> Network:
+        """The network as one task of one step trains with it; dropout is drawn from `ticket`, () int64."""
+        return self
 
     def at_test(self, running: Meta) -> Network:
         """The same network as it predicts: with the moving averages, if it keeps any."""
@@ -94,6 +112,14 @@ class Network(ABC):
 
     def __call__(self, meta: Meta, x: Tensor, support: Tensor | None = None) -> Tensor:
         return self.head(meta, self.features(meta, x, support))
+
+    def norm_layer(self, support: int = 0, moments: Meta | None = None) -> Norm:
+        """A norm set as this network's are, for a method's own layers: its statistics come from the first `support`
+        rows where the network takes the support set's, else from all rows; `moments` is filled where moving averages
+        are kept, which `at_test` brings back."""
+        collected = moments if self.tracks and self.running is None else None
+        of_support = support if self.norm == "batch" and self.statistics == "support" else 0
+        return self._norm(of_support, self.running, collected)
 
     def moments(self, meta: Meta, x: Tensor) -> Meta:
         """The batch statistics of every norm on x, by name: what the moving averages average."""

@@ -14,12 +14,12 @@ import torch
 from contract.small import ALGORITHMS
 
 from metarun.config import known
+from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
-from metarun.engine.evaluate import score, task_accuracies
+from metarun.engine.evaluate import score, task_values
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
-from metarun.types import ClassBank
 
 SIDE, SIGNAL, NOISE, EACH = 8, 6, 12, 12
 
@@ -65,7 +65,7 @@ def before_and_after(name: str, model: str, recipe: Recipe) -> tuple[float, floa
     state = TrainState(meta, make_optimizer(recipe.optimizer, meta.values(), recipe.lr, {}))
 
     def accuracy() -> float:
-        return score(task_accuracies(algorithm, net, meta, test, 100, 50)).mean
+        return score(task_values(algorithm, net, meta, test, 100, 50)).mean
 
     before = accuracy()
     while state.step < recipe.steps:

@@ -79,7 +79,7 @@ VALUES = {
     "train train.lr=-1": "train.lr=-1.0: must be greater than 0",
     "train train.clip=0": "train.clip=0.0: must be greater than 0",
     "train task.way=2.5": "task.way=2.5: must be a whole number",
-    "train task.way=1": "task.way=1: must be at least 2",
+    "train task.way=1": "task.way=1: telling classes apart takes 2 or more",
     "train algo.inner_steps=true": "algo.inner_steps=true: must be a whole number",
     "train train.iterations=null": "train.iterations=null: must be a whole number",
     "train train.iterations=1e400": "train.iterations=inf: must be a whole number",
@@ -153,11 +153,11 @@ def test_a_path_typed_alone(metarun: Metarun, tmp_path: Path) -> None:
 
 
 def test_all_complaints_about_settings_come_together(metarun: Metarun) -> None:
-    line = "train train.lr=-1 task.way=1 algo.inner_lr=x model.filters=0 eval.episodes=abc seed=-4 logger.mode=x"
+    line = "train train.lr=-1 task.way=0 algo.inner_lr=x model.filters=0 eval.episodes=abc seed=-4 logger.mode=x"
     errors = metarun(*line.split()).errors
     for setting in ("train.lr", "task.way", "algo.inner_lr", "model.filters", "eval.episodes", "seed", "logger.mode"):
         assert any(error.startswith(f"{setting}=") for error in errors), setting
-    line = "eval run=latest eval.way=1 eval.shot=x checkpoint=y device.kind=z"
+    line = "eval run=latest eval.way=0 eval.shot=x checkpoint=y device.kind=z"
     assert len(metarun(*line.split()).errors) == 4
 
 

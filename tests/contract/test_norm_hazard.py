@@ -1,4 +1,4 @@
-"""Why `models/layers.py` writes its own batch norm: torch's gives wrong second-order gradients under the engine's vmap.
+"""Why `layers.py` writes its own batch norm: torch's gives wrong second-order gradients under the engine's vmap.
 
 Both are put into the same network and compared with the same plain task loop, in double precision.
 """
@@ -23,10 +23,10 @@ from contract.small import (
 )
 from torch import Tensor
 
-from metarun.models.layers import EPS, Norm
+from metarun.layers import EPS, Norm
 from metarun.types import Meta
 
-FIXED = "torch has fixed this: F.batch_norm agrees with the task loop, so the norm of models/layers.py can be dropped"
+FIXED = "torch has fixed this: F.batch_norm agrees with the task loop, so the norm of layers.py can be dropped"
 
 
 def torch_norm(self: Norm, meta: Meta, name: str, x: Tensor) -> Tensor:

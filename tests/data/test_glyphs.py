@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from metarun.data import glyphs
+from metarun.data.bank import ClassBank
 from metarun.data.glyphs import Glyphs
 from metarun.data.sampler import EpisodeSampler
-from metarun.types import REGISTRY, SPLITS, ClassBank
+from metarun.types import REGISTRY, SPLITS
 
 NOWHERE = Path("no data needed")
 Banks = dict[str, ClassBank]

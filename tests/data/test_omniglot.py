@@ -21,8 +21,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from metarun.data import omniglot
+from metarun.data.bank import ClassBank
 from metarun.data.omniglot import Omniglot
-from metarun.types import SPLITS, ClassBank, InputError
+from metarun.types import SPLITS, InputError
 
 SMALL = {"images_background": {"Angelic": 12, "Futurama": 10}, "images_evaluation": {"Keble": 6}}
 COUNTS = {name: sum(alphabets.values()) for name, alphabets in SMALL.items()}

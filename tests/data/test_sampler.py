@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler, mix
-from metarun.types import ClassBank, EpisodeBatch, InputError
+from metarun.types import EpisodeBatch, InputError
 
 RAGGED = (6, 9, 7, 30, 6, 12, 8)
 

@@ -20,7 +20,7 @@ from contract.small import (
 )
 from torch import Tensor
 
-from metarun.engine.evaluate import score, task_accuracies
+from metarun.engine.evaluate import score, task_values
 from metarun.types import Episode, EpisodeBatch
 
 ALL = make_episodes(tasks=20, query=3)
@@ -41,7 +41,7 @@ def test_the_batch_size_changes_nothing(name: str, statistics: str) -> None:
         for task in one_by_one(episodes(0, 10))
     ]
     for batch in (1, 3, 10, 50):
-        found = task_accuracies(algorithm, tested, meta, episodes, 10, batch)
+        found = task_values(algorithm, tested, meta, episodes, 10, batch)
         torch.testing.assert_close(found.double(), torch.stack(by_hand), atol=1e-6, rtol=0)
     assert len(set(map(float, by_hand))) > 1
 
@@ -61,7 +61,7 @@ def test_accuracy_is_the_fraction_of_queries_right_in_each_task(wrong: int) -> N
     told = y.clone()
     told[1, :wrong] = (told[1, :wrong] + 1) % WAY
     batch = EpisodeBatch(y[..., None], y, told[..., None], y)
-    found = task_accuracies(Oracle(), None, {}, lambda first, count: batch, 2, 2)  # type: ignore[arg-type]
+    found = task_values(Oracle(), None, {}, lambda first, count: batch, 2, 2)  # type: ignore[arg-type]
     torch.testing.assert_close(found, torch.tensor([1.0, 1 - wrong / 3]))
 
 

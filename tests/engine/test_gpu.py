@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from metarun.algorithms.maml import MAML
+from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
 from metarun.engine.state import TrainState
 from metarun.engine.step import meta_gradient, train_step
 from metarun.models.conv4 import Conv4
-from metarun.types import ClassBank, EpisodeBatch
+from metarun.types import EpisodeBatch
 
 pytestmark = pytest.mark.gpu
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from contract.small import ALGORITHMS, MLP, make_algorithm, make_episodes, make_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun import checkpoint
+from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
 from metarun.engine.evaluate import Score
 from metarun.engine.loop import fit
 from metarun.engine.state import TrainState
 from metarun.settings import TrainSettings
-from metarun.types import ClassBank, EpisodeBatch, Meta, TaskLoss, TrainingError
+from metarun.types import MEASURES, EpisodeBatch, Meta, TaskLoss, TrainingError
 
 Rows = list[dict[str, Any]]
 
@@ -73,6 +75,8 @@ class Recorded:
             state,
             episodes,
             TrainSettings(**defaults | self.settings),
+            measure=MEASURES["classification"],
+            seed=0,
             chunk=None,
             checkpoint_every=self.checkpoint_every,
             validate=lambda state: Score(next(scores, 0.5), 0.01, 10),
@@ -172,6 +176,9 @@ class Diverges:
     def __init__(self, steps: int, broken: str = "loss") -> None:
         self.steps, self.broken = steps, broken
 
+    def at_step(self, step: int, iterations: int) -> Diverges:
+        return self
+
     def loss(self, net: Any, meta: Meta, episode: Any) -> TaskLoss:
         w = meta["w"]
         over = (w.detach() < 0.5 - self.steps).float()
@@ -210,6 +217,12 @@ def test_broken_weights_are_never_saved_even_if_the_loss_was_finite(checkpoint_e
     with pytest.raises(TrainingError, match="diverged by step 3: weights"):
         run()
     assert run.saved == []
+
+
+def test_a_validation_that_is_not_finite_is_the_worst_and_no_end() -> None:
+    run = Recorded(accuracies=[float("nan"), 0.2, float("nan"), 0.1], settings={"iterations": 4, "val_every": 1})()
+    assert [row["accuracy"] for row in run.rows if row["split"] == "val"] == [-inf, 0.2, -inf, 0.1]
+    assert [step for which, step in run.saved if which == "best"] == [1, 2]
 
 
 # Waiting

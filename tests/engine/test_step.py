@@ -21,7 +21,7 @@ from contract.small import (
 from torch import Tensor
 
 from metarun.engine.state import TrainState
-from metarun.engine.step import in_chunks, train_step
+from metarun.engine.step import Ticketed, add_penalty, in_chunks, train_step
 from metarun.types import Meta
 
 TASKS = 5
@@ -54,9 +54,10 @@ def test_portions_of_the_meta_batch_change_nothing(name: str, chunk: int) -> Non
 @pytest.mark.parametrize(("chunk", "sizes"), [(None, [5]), (1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
 def test_chunks_are_the_same_tasks_in_the_same_order(chunk: int | None, sizes: list[int]) -> None:
     episodes = make_episodes(TASKS)
-    parts = list(in_chunks(episodes, chunk))
-    assert [len(part.query_y) for part in parts] == sizes
-    for fields, field in zip(zip(*parts), episodes):
+    parts = list(in_chunks(Ticketed(episodes, torch.arange(TASKS)), chunk))
+    assert [len(part.ticket) for part in parts] == sizes
+    assert torch.cat([part.ticket for part in parts]).tolist() == list(range(TASKS))
+    for fields, field in zip(zip(*(part.episode for part in parts)), episodes):
         assert torch.equal(torch.cat(fields), field)
 
 
@@ -121,6 +122,25 @@ def test_moving_averages_after_many_steps_are_those_of_a_plain_loop(name: str, c
     assert state.running.keys() == expected.keys()
     for n, value in state.running.items():
         assert gap(value, expected[n]) < 1e-12, n
+
+
+def test_penalties_add_their_gradient_over_kernels_and_matrices() -> None:
+    """l1 * sum |w| + l2 * sum w^2, by plain autograd; biases, norms and the method's own parameters are left out."""
+    plain, penalised = (make_state("maml", lr=0.1) for _ in range(2))
+    own = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    episodes = make_episodes()
+    before = copy(plain[2].meta)
+    train_step(*plain, episodes)
+    train_step(*penalised, episodes, penalty=(0.02, 0.3))
+    moved = [name for name in before if not torch.equal(plain[2].meta[name], penalised[2].meta[name])]
+    assert moved == [name for name, w in before.items() if w.dim() > 1] != []
+    for name in moved:
+        w = before[name].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(0.02 * w.abs().sum() + 0.3 * w.square().sum(), w)
+        assert gap(plain[2].meta[name] - penalised[2].meta[name], 0.1 * slope) < 1e-9
+    own.grad = torch.zeros_like(own)
+    add_penalty({"algo.rate.linear0.weight": own}, 1.0, 1.0)
+    assert not own.grad.any()
 
 
 def test_a_net_without_moving_averages_gets_none() -> None:

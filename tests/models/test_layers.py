@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.models.layers import Norm, conv2d, xavier
+from metarun.layers import Norm, conv2d, xavier
 
 
 @pytest.fixture(autouse=True)
