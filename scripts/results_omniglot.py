@@ -1,0 +1,145 @@
+"""Every method on Omniglot, 5-way: short runs of a few minutes each on a CPU, and the table of what they reach.
+
+Training classes are the background characters and their rotations, tests 1,000 tasks of alphabets never seen (split
+official). A row that is done is not run again, one that was stopped goes on from its checkpoint, so the script can be
+killed and started at will; `--table` prints what there is as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON = (
+    "dataset=omniglot model=conv4 logger=none device=cpu eval.episodes=1000 train.val_episodes=200 train.val_every=250 "
+    "train.log_every=50 checkpoint.every=250"
+).split()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: what is typed after `metarun train`, beside `COMMON`; `paper` is the recipe that holds the number."""
+
+    name: str
+    words: str
+    paper: str | None = None
+
+
+INNER = "train.meta_batch=16 train.clip=10"
+WIDE = "task.way=20 eval.way=5 task.query=5 eval.query=5 train.meta_batch=1"
+FIVE_SHOT = "task.shot=5"
+ONE_SHOT_ROWS = [
+    Row("maml", f"algo=maml {INNER} train.iterations=1200", "omniglot_maml_5w1s"),
+    Row("fomaml", f"algo=fomaml {INNER} train.iterations=1600", "omniglot_fomaml_5w1s"),
+    Row("anil", f"algo=anil {INNER} train.iterations=2400"),
+    Row("boil", f"algo=boil {INNER} train.iterations=1200"),
+    Row("reptile", "algo=reptile train.iterations=1200", "omniglot_reptile_transductive_5w1s"),
+    Row("metasgd", f"algo=metasgd {INNER} train.iterations=1200"),
+    Row("mamlpp", "algo=mamlpp train.meta_batch=4 train.clip=10 train.iterations=700", "omniglot_mamlpp_5w1s"),
+    Row("imaml", "algo=imaml train.meta_batch=8 train.clip=10 train.iterations=300"),
+    Row("cavia", f"algo=cavia {INNER} train.iterations=1000"),
+    Row("protomaml", f"algo=protomaml {INNER} train.iterations=800"),
+    Row("metacurvature", f"algo=metacurvature {INNER} train.iterations=800"),
+    Row("metalstm", "algo=metalstm train.meta_batch=4 train.clip=10 train.iterations=600"),
+    Row("protonet", f"algo=protonet {WIDE} train.iterations=1000", "omniglot_protonet_5w1s"),
+    Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=1000"),
+    Row("matchingnet", f"algo=matchingnet {WIDE} train.iterations=1000", "omniglot_matchingnet_5w1s"),
+    Row("matchingnet fce", f"algo=matchingnet algo.fce=true {INNER} train.iterations=1500"),
+    Row("relationnet", f"algo=relationnet {INNER} task.query=5 train.iterations=700", "omniglot_relationnet_5w1s"),
+    Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=1000"),
+    Row("metaoptnet svm", f"algo=metaoptnet algo.head=svm {INNER} task.query=5 train.iterations=800"),
+    Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=1000"),
+    Row("baseline", "algo=baseline train.iterations=3000"),
+    Row("baselinepp", "algo=baselinepp train.iterations=3000"),
+]
+FIVE_SHOT_ROWS = [
+    Row("maml 5-shot", f"algo=maml {FIVE_SHOT} train.meta_batch=8 train.iterations=800", "omniglot_maml_5w5s"),
+    Row("fomaml 5-shot", f"algo=fomaml {FIVE_SHOT} train.meta_batch=8 train.iterations=1000", "omniglot_fomaml_5w5s"),
+    Row("anil 5-shot", f"algo=anil {FIVE_SHOT} train.meta_batch=8 train.iterations=1500"),
+    Row("reptile 5-shot", "algo=reptile eval.shot=5 train.iterations=1200", "omniglot_reptile_transductive_5w5s"),
+    Row("protonet 5-shot", f"algo=protonet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_protonet_5w5s"),
+    Row("matchingnet 5-shot", f"algo=matchingnet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_matchingnet_5w5s"),
+]
+CLASSIFIERS = "nearest_centroid logistic svm random_forest gradient_boosting bagging decision_tree".split()
+CLASSICAL_ROWS = [Row(name.replace("_", " "), f"algo=classical algo.classifier={name}") for name in CLASSIFIERS]
+ROWS = [*ONE_SHOT_ROWS, *FIVE_SHOT_ROWS, *CLASSICAL_ROWS]
+
+
+def make(row: Row, out: Path, threads: int) -> None:
+    """Runs a row to its end, or goes on with it; adds the seconds it took to `out/NAME/seconds`."""
+    folder = out / row.name.replace(" ", "_")
+    if (folder / "eval.json").exists():
+        return
+    metarun = [str(Path(sys.executable).with_name("metarun")), "train"]
+    if (folder / "checkpoints" / "last.pt").exists():
+        words = [f"resume={folder}"]
+    else:
+        words = [*COMMON, f"device.threads={threads}", *row.words.split(), f"hydra.run.dir={folder}"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    began = monotonic()
+    with (out / f"{folder.name}.log").open("ab") as log:
+        done = subprocess.run([*metarun, *words], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seconds = folder / "seconds"
+    before = float(seconds.read_text()) if seconds.exists() else 0.0
+    if folder.is_dir():
+        seconds.write_text(f"{before + monotonic() - began:.1f}\n")
+    print(f"{row.name}: {told(folder) if done.returncode == 0 else f'failed, see {out / folder.name}.log'}", flush=True)
+
+
+def told(folder: Path) -> str:
+    result = json.loads((folder / "eval.json").read_text())
+    return f"{100 * result['mean']:.2f} ± {100 * result['ci95']:.2f} %"
+
+
+def paper(row: Row) -> str:
+    """The published number that the row's recipe holds."""
+    if row.paper is None:
+        return ""
+    content = yaml.safe_load((ROOT / "conf" / "experiment" / f"{row.paper}.yaml").read_text())["paper"]
+    return f"{content['accuracy']}" + (f" ± {content['ci95']}" if content.get("ci95") is not None else "")
+
+
+def table(out: Path) -> str:
+    """Markdown, of the rows that are done."""
+    lines = [
+        "| method | `metarun train ...` | accuracy (short run) | paper (full length) | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        folder = out / row.name.replace(" ", "_")
+        if (folder / "eval.json").exists():
+            minutes = float((folder / "seconds").read_text()) / 60
+            lines.append(f"| {row.name} | `{row.words}` | {told(folder)} | {paper(row)} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "results-omniglot", help="where the runs go")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these rows; all where it is left out")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side (2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each (1)")
+    parser.add_argument("--table", action="store_true", help="print the table of what is done, run nothing")
+    args = parser.parse_args()
+    names = [row.name for row in ROWS]
+    if unknown := [name for name in args.only or [] if name not in names]:
+        parser.error(f"no row is called {unknown[0]}; there are: {', '.join(names)}")
+    if not args.table:
+        rows = [row for row in ROWS if not args.only or row.name in args.only]
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(lambda row: make(row, args.out, args.threads), rows))
+    print(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
