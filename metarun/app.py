@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from string import Template
+from textwrap import fill
 from typing import Any, NoReturn
 
 import hydra
@@ -32,8 +33,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metarun.hints import did_you_mean, nearest
-from metarun.manual import annotated, notes
+from metarun.hints import FEW, did_you_mean, nearest
+from metarun.manual import WIDTH, annotated, notes
 
 VERSION_BASE = "1.3"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -157,7 +158,7 @@ class App:
         with open_dict(cfg):
             del cfg["hydra"]
         return template.substitute(
-            GROUPS="\n".join(f"  {group:<{width}}  {', '.join(sorted(names))}" for group, names in groups.items()),
+            GROUPS="\n".join(_row(group, names, width) for group, names in groups.items()),
             CONFIG=annotated(OmegaConf.to_yaml(cfg), said),
         ).strip()
 
@@ -294,7 +295,8 @@ class App:
         group, slash, name = (e.missing_cfg_file or "").rpartition("/")
         if not slash:
             return first
-        return f"{group}={name}: no such {group.split('/')[-1]}; {did_you_mean(name, e.options or [])}"
+        hint = did_you_mean(name, e.options or [], f"metarun list {group}")
+        return f"{group}={name}: no such {group.split('/')[-1]}; {hint}"
 
     def _unknown(self, key: str) -> str:
         if key.startswith("hydra."):
@@ -355,6 +357,12 @@ def _parse(args: list[str], command: str) -> argparse.Namespace:
 
     parser.error = refuse
     return parser.parse_intermixed_args(args)
+
+
+def _row(group: str, names: list[str], width: int) -> str:
+    """A config group and its options, or where to see them if they are many."""
+    text = ", ".join(sorted(names)) if len(names) <= FEW else f"one of {len(names)}: metarun list {group}"
+    return fill(text, WIDTH, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4))
 
 
 def _groups(conf: Path, command: str) -> list[str]:

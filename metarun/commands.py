@@ -64,22 +64,22 @@ def _fail(code: int, message: str) -> int:
 
 
 def _execute(command: str, cfg: DictConfig) -> int:
-    from metarun import config, run, runs
+    from metarun import config, evaluation, run, runs
 
     tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
     if command == "eval":
-        return run.evaluate(config.settled_request(tree))
+        return evaluation.evaluate(config.settled_request(tree))
     resume = tree.pop("resume", None)
     if resume == "":
         raise InputError("resume= needs the path of a run, or latest")
     tree = config.settled(tree)
     if resume is not None:
         return run.resume(runs.find(str(resume), "resume"), tree, _typed(tree))
-    return run.train(_with_protocol(command, cfg, tree), _asked_folder())
+    return run.train(_with_protocol(command, tree), _asked_folder())
 
 
-def _with_protocol(command: str, cfg: DictConfig, tree: dict[str, Any]) -> dict[str, Any]:
+def _with_protocol(command: str, tree: dict[str, Any]) -> dict[str, Any]:
     """The config with its recipe's protocol at full length, so that evaluation needs nothing else."""
     from metarun import config, recipe
 
@@ -92,8 +92,6 @@ def _with_protocol(command: str, cfg: DictConfig, tree: dict[str, Any]) -> dict[
     own = loader.load_configuration(hydra.job.config_name, [*words, f"experiment={chosen}"], RunMode.RUN)
     with open_dict(own):
         del own["hydra"]
-        for key in OmegaConf.missing_keys(own):  # what the recipe leaves to the person
-            OmegaConf.update(own, key, OmegaConf.select(cfg, key))
     whole = config.whole(_plain(command, own))
     return tree | {"paper": tree["paper"] | {"protocol": recipe.protocol(whole, tree["paper"])}}
 
@@ -117,8 +115,6 @@ def _plain(command: str, cfg: DictConfig) -> Any:
     """The config as plain data, its interpolations resolved."""
     try:
         missing = OmegaConf.missing_keys(cfg)
-        if "run" in missing:
-            raise InputError("metarun eval needs run=PATH or run=latest")
         if missing:
             raise InputError("\n".join(f"metarun {command} needs {key}=VALUE" for key in sorted(missing)))
         tree: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -30,6 +30,8 @@ SEEDS = 2**63 - 1
 """the largest seed that torch takes"""
 DEPTH = 12
 """of mappings within mappings: far more than a config has"""
+CLASSIFIER = "classical"
+"""the method that `eval.classifier` puts in the place of a run's own"""
 KEEP = "a setting can be given another value, but not taken away"
 
 
@@ -51,7 +53,10 @@ class Paper:
 
 @dataclass(frozen=True)
 class Changes:
-    """What `metarun eval` may change of a run's evaluation. None: as in the run."""
+    """What `metarun eval` may change of a run's evaluation. None: as in the run.
+
+    `classifier` is to take the method's place, on the features of the run's network.
+    """
 
     episodes: int | None = setting(None, least=1)
     way: int | None = setting(None, least=1)
@@ -61,13 +66,16 @@ class Changes:
     split: str = setting("test", choices=("test", "val"))
     steps: int | None = setting(None, least=0)
     statistics: str | None = setting(None, choices=("batch", "support", "running"))
+    classifier: str | None = setting(None)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The rest of what `metarun eval` is asked."""
+    """The rest of what `metarun eval` is asked: `run`, or `run` against `versus`, or the average of `runs`."""
 
-    run: str = setting("")
+    run: str | None = setting(None)
+    versus: str | None = setting(None)
+    runs: str | list[str] | None = setting(None)
     checkpoint: str = setting("best", choices=("best", "last"))
     data_root: str | None = setting(None)
 
@@ -158,15 +166,30 @@ def settled_request(tree: Tree) -> Tree:
         hint = did_you_mean(str(key), [*allowed, "eval", "device", "plugins"])
         wrong.lines.append(f"{key}: metarun eval has no such setting; {hint}")
     given = {key: tree[key] for key in allowed & tree.keys()}
-    if isinstance(run := given.get("run"), int | None):
-        given["run"] = "" if run is None else str(run)  # a folder's name may be a number
+    for key in ("run", "versus", "runs"):
+        if type(given.get(key)) is int:
+            given[key] = str(given[key])  # a folder's name may be a number
     request: Tree | None = wrong.about(lambda: spelled_out(Asked, given, ""))
     changes = wrong.about(lambda: spelled_out(Changes, tree.get("eval", {}), "eval"))
     device = wrong.about(lambda: spelled_out(DeviceSettings, tree.get("device", {}), "device"))
-    if request is not None and not request["run"]:
-        wrong.lines.append("metarun eval needs run=PATH or run=latest")
+    if request is not None:
+        _check_which(request, wrong)
+    if changes is not None and changes["classifier"] is not None:
+        classical = lookup("algo", {"name": CLASSIFIER})
+        wrong.about(lambda: checked(classical, {"classifier": changes["classifier"]}, "eval"))
     wrong.end()
     return tree | (request or {}) | {"eval": changes, "device": device}
+
+
+def _check_which(request: Tree, wrong: Complaints) -> None:
+    """`run` or `runs`, and `versus` with `run` alone."""
+    if request["run"] and request["runs"]:
+        wrong.lines.append("run= and runs= are both given: one run, or runs that differ in their seed? Leave one out")
+    elif not request["run"] and not request["runs"]:
+        beside = "versus= compares a run with run=; " if request["versus"] else ""
+        wrong.lines.append(f"{beside}metarun eval needs run=PATH or run=latest, or runs='PATTERN'")
+    elif request["runs"] and request["versus"]:
+        wrong.lines.append("versus= compares one run with run=; leave it out, or give run= in place of runs=")
 
 
 def _check_nodes(tree: Tree, wrong: Complaints) -> None:

@@ -7,6 +7,8 @@ from difflib import SequenceMatcher
 
 NEAR = 0.6
 """Likeness, 0 to 1, from which on a name may be the one that was meant."""
+FEW = 24
+"""Options that can all be named where there is room for little."""
 
 
 def _likeness(word: str, option: str) -> float:
@@ -29,9 +31,9 @@ def nearest(word: str, options: Iterable[str]) -> list[str]:
     return [o for likeness, o in ranked[:3] if likeness >= max(NEAR, ranked[0][0] - 0.1)]
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
+def did_you_mean(word: str, options: Iterable[str], told_by: str = "--help") -> str:
     """A hint to end an error with: the nearest options, or all of them when none is near and they are few."""
     options = sorted(set(options))
     if near := nearest(word, options):
         return f"did you mean {' or '.join(near)}?"
-    return f"choose from: {', '.join(options)}" if 0 < len(options) <= 24 else "see --help for what there is"
+    return f"choose from: {', '.join(options)}" if 0 < len(options) <= FEW else f"see {told_by} for what there is"

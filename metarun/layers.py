@@ -47,6 +47,11 @@ def xavier(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
 
 
+def he(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Normal weights of variance 2 / fan_out (He et al. 2015, eq. 14): what residual networks start from."""
+    return torch.nn.init.kaiming_normal_(torch.empty(shape), mode="fan_out", generator=generator)
+
+
 class _Moments(torch.autograd.Function):
     """(variance, mean) of x over all dimensions but the second, with a gradient that passes over x once.
 
@@ -99,13 +104,13 @@ class Norm:
             return {}
         return {f"{name}.weight": torch.ones(channels), f"{name}.bias": torch.zeros(channels)}
 
-    def __call__(self, meta: Meta, name: str, x: Tensor) -> Tensor:
+    def __call__(self, meta: Meta, name: str, x: Tensor, eps: float = EPS) -> Tensor:
         """x: (n, channels) or (n, channels, h, w), normalised, scaled and shifted"""
         if self.kind == "none":
             return x
         weight, bias = meta[f"{name}.weight"], meta[f"{name}.bias"]
         if self.kind != "batch":
-            return F.group_norm(x, self.groups if self.kind == "group" else 1, weight, bias, EPS)
+            return F.group_norm(x, self.groups if self.kind == "group" else 1, weight, bias, eps)
         per_channel = (-1, *(1,) * (x.dim() - 2))
         if self.running is not None:
             mean, var = self.running[f"{name}.mean"], self.running[f"{name}.var"]
@@ -114,5 +119,15 @@ class Norm:
             if self.collected is not None:
                 self.collected.update({f"{name}.mean": mean, f"{name}.var": var})
         # As one multiply-add: each further pass over x brings more of them in both gradients.
-        scale = weight * torch.rsqrt(var + EPS)
+        scale = weight * torch.rsqrt(var + eps)
         return torch.addcmul((bias - mean * scale).view(per_channel), x, scale.view(per_channel))
+
+
+def conv_init(name: str, w: Tensor, norm: Norm) -> Meta:
+    """A convolution's weights before `norm`: with a bias only where the norm does not take it off again."""
+    return {f"{name}.weight": w} | ({} if norm.subtracts_channel_mean else {f"{name}.bias": torch.zeros(len(w))})
+
+
+def conv(meta: Meta, name: str, x: Tensor, stride: int = 1) -> Tensor:
+    """`conv2d` with the weights called `name`."""
+    return conv2d(x, meta[f"{name}.weight"], meta.get(f"{name}.bias"), stride)

@@ -41,16 +41,18 @@ def protocol(own: Tree, paper: Tree) -> Tree:
     """What a run must be to be compared: the recipe's own settings, but for what `paper` says of them.
 
     own     the whole config that the recipe alone composes to
-    paper   its `paper` node: `free` names settings that the paper does not fix, `protocol` holds what it fixes
-            otherwise than the recipe does
+    paper   its `paper` node: `free` names settings, or whole nodes, that the paper does not fix, and `protocol` holds
+            what it fixes otherwise than the recipe does
     """
     free = paper.get("free") or []
     full = {node: dict(own[node]) for node in MEASURED}
+    for key in free:
+        node, _, setting = key.partition(".")
+        if node not in full or (setting and setting not in full[node]):
+            raise InputError(f"paper.free: '{key}' is no setting of this recipe's protocol; take it out")
     for key in [*BESIDE_IT, *free]:
         node, _, setting = key.partition(".")
-        if key in free and setting not in full.get(node, {}):
-            raise InputError(f"paper.free: '{key}' is no setting of this recipe's protocol; take it out")
-        full[node].pop(setting, None)
+        full[node] = {name: value for name, value in full[node].items() if setting and name != setting}
     for node, settings in (paper.get("protocol") or {}).items():
         if not isinstance(settings, Mapping):
             raise InputError(f"paper.protocol.{node}={shown(settings)}: must be a mapping of settings")

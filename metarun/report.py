@@ -1,44 +1,68 @@
-"""An evaluation as a table for a person and as JSON for a program. The protocol always stands beside the number."""
+"""An evaluation as a table for a person and as files for a program. The protocol always stands beside the number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from metarun import recipe
+from metarun import plots, recipe, runs
 from metarun.config import Tree
+from metarun.confusion import Confusion
 from metarun.engine.evaluate import Score
+from metarun.files import write_atomic
+
+WIDTH = 80
+FEW = 6
+"""points of a curve that a table shows"""
 
 
 @dataclass(frozen=True)
 class Report:
     """One evaluation.
 
-    metric          what the score is a mean of: accuracy or mse
+    score           the mean of the metric over tasks
     tree            the run's config with what the evaluation changed
-    step            the evaluated checkpoint's step
+    which, step     the evaluated checkpoint; `which` is None for a method that has nothing to train, `step` for several
+                    runs, each of which has its own
     trained         the step the run has got to
     inner_steps     updates at test time
     statistics      what the norms' statistics were taken from
+    transductive    whether queries of a task were seen to influence one another
+    metric          what the score is a mean of: accuracy or mse
+    values          of each task
+    curve           the score after 0, 1, ..., `inner_steps` updates; empty for a method without any
+    confusion       None for regression
+    data            tells the test data from other data
+    trained_by      the method whose trained network another one used
     """
 
-    metric: str
     score: Score
     tree: Tree
     folder: Path
-    which: str
-    step: int
+    which: str | None
+    step: int | None
     trained: int
     split: str
     inner_steps: int
     statistics: str
+    transductive: bool = False
+    metric: str = "accuracy"
+    values: Sequence[float] = ()
+    curve: Sequence[Score] = ()
+    confusion: Confusion | None = None
+    data: str = ""
+    trained_by: Tree | None = None
 
     @property
     def protocol(self) -> dict[str, Any]:
         tree, task = self.tree, self.tree["eval"]
+        trained_by = {"trained_by": self.trained_by} if self.trained_by else {}
         return {
             "split": self.split,
             "way": task["way"],
@@ -46,10 +70,12 @@ class Report:
             "query": task["query"],
             "inner_steps": self.inner_steps,
             "statistics": self.statistics,
-            "transductive": self.statistics == "batch",
+            "transductive": self.transductive,
             "episode_seed": task["seed"],
+            "data": self.data,
             "dataset": tree["dataset"],
             "algo": tree["algo"],
+            **trained_by,
             "model": tree["model"],
             "checkpoint": self.which,
             "step": self.step,
@@ -67,39 +93,126 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         out = {"metric": self.metric, **self.score._asdict(), "protocol": self.protocol}
+        if self.curve:
+            out["curve"] = [{"step": step, "mean": p.mean, "ci95": p.ci95} for step, p in enumerate(self.curve)]
+        if self.confusion:
+            out["hardest"] = self.confusion.hardest()
         return out | ({"paper": asdict(self.verdict)} if self.verdict else {})
 
 
-def show(report: Report, say: Callable[[str], Any]) -> None:
-    """The table, in lines of at most 80 columns."""
-    score, protocol = report.score, report.protocol
-    norm = protocol["statistics"] + (" (transductive)" if protocol["transductive"] else "")
-    queries = f"{protocol['query']} {'query' if protocol['query'] == 1 else 'queries'}"
-    percent = report.metric == "accuracy"
-    shape = f"{protocol['shot']}-shot, {queries}"
-    if percent:
-        shape = f"{protocol['way']}-way {shape} per class"
+def write(
+    report: Report, folder: Path, more: Mapping[str, Any] | None = None, beside: Mapping[str, Report] | None = None
+) -> None:
+    """The numbers of an evaluation: eval.json, tasks.csv, and confusion.csv where there are classes.
+
+    `more` goes into eval.json over the report's own, the tasks of the reports `beside` it into columns of tasks.csv.
+    """
+    runs.write_json(folder / "eval.json", jsonable(report.json() | dict(more or {})))
+    columns = {"value": report} | dict(beside or {})
+    values = zip(*(each.values for each in columns.values()), strict=True)
+    write_csv(folder / "tasks.csv", ["index", *columns], ([i, *row] for i, row in enumerate(values)))
+    if report.confusion:
+        write_csv(folder / "confusion.csv", ["true", "predicted", "count"], report.confusion.rows())
+
+
+def draw(
+    report: Report,
+    folder: Path,
+    say: Callable[[str], Any],
+    lines: Mapping[str, Report] | None = None,
+    faint: Sequence[Report] = (),
+) -> None:
+    """curve.png, where there are curves: the report's own, or those of `lines` by label and `faint` behind them."""
+    lines = lines or {"": report}
+    if not any(each.curve for each in lines.values()):
+        return
+    curves = {label: each.curve or [each.score] for label, each in lines.items()}
+    tree, task = report.tree, report.tree["eval"]
+    shape = f"{task['way']}-way {task['shot']}-shot" if report.metric == "accuracy" else f"{task['shot']} examples"
+    title = f"{tree['dataset']['name']}, {shape}: {report.score.tasks} {report.split} tasks, 95 % interval"
+    try:
+        plots.curve(folder / "curve.png", title, report.metric, curves, [each.curve for each in faint])
+    except ImportError as e:
+        say(f"no curve.png: {e}; pip install matplotlib")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(header)
+    out.writerows(rows)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def jsonable(content: Any) -> Any:
+    """The same with null for numbers that JSON does not have: the error of an adaptation that diverged."""
+    if isinstance(content, Mapping):
+        return {key: jsonable(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [jsonable(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content
+
+
+def show(report: Report, say: Callable[[str], Any], more: Mapping[str, str] | None = None) -> None:
+    """The table, in lines of at most 80 columns, with the rows of `more` below the number."""
+    metric = report.metric
     rows = {
-        report.metric: f"{amount(score.mean, report.metric)} ± {amount(score.ci95, report.metric)}"
-        f"{' %' if percent else ''}  (95 % interval over tasks)",
-        "tasks": f"{score.tasks}: {shape}",
-        "split": f"{report.split} {'classes' if percent else 'tasks'} of {protocol['dataset']['name']}"
-        + (f" ({protocol['dataset']['split']})" if "split" in protocol["dataset"] else ""),
-        "inner steps": f"{protocol['inner_steps']}",
-        "norm statistics": norm,
-        "checkpoint": f"{report.which}, step {report.step}",
+        metric: f"{shown(report.score, metric)}  (95 % interval over tasks)",
+        **(more or {}),
+        **protocol_rows(report),
+        "inner steps": f"{report.inner_steps}" + (f"  ({_course(report)})" if report.curve else ""),
+        "norm statistics": norms(report),
+        "checkpoint": checkpoint(report),
     }
+    if report.trained_by:
+        rows |= {
+            "method": f"{report.tree['algo']['classifier']} on the features that {report.trained_by['name']} learned"
+        }
+    if report.confusion and (found := report.confusion.hardest(1)):
+        right = f"{amount(found[0]['accuracy'], metric)} % of {found[0]['queries']}"
+        rows["hardest class"] = f"{found[0]['class']}, {right} queries right"
     say("")
-    _table(rows, say)
+    table(rows, say)
     if verdict := report.verdict:
         say("")
         paper = f"{verdict.paper:g}" + ("" if verdict.paper_ci95 is None else f" ± {verdict.paper_ci95:g}")
         say(f"  {'paper':<14}{'ours':<9}{'interval':<11}verdict")
-        first, *more = wrap(verdict.text, 80 - 36)
+        first, *rest = wrap(verdict.text, WIDTH - 36)
         say(f"  {paper:<14}{verdict.ours:<9.4g}{f'± {verdict.ci95:.2g}':<11}{first}")
-        for line in [*more, f"paper: {verdict.source}"]:
+        for line in [*rest, *wrap(f"paper: {verdict.source}", WIDTH - 36)]:
             say(f"  {'':<34}{line}")
     say("")
+
+
+def protocol_rows(report: Report) -> dict[str, str]:
+    """The tasks that were evaluated, and what of."""
+    task, dataset = report.tree["eval"], report.tree["dataset"]
+    shape = f"{task['shot']}-shot, {task['query']} {'query' if task['query'] == 1 else 'queries'}"
+    if report.metric == "accuracy":
+        shape = f"{task['way']}-way {shape} per class"
+    return {
+        "tasks": f"{report.score.tasks}: {shape}",
+        "split": f"{report.split} {'classes' if report.metric == 'accuracy' else 'tasks'} of {dataset['name']}"
+        + (f" ({dataset['split']})" if "split" in dataset else ""),
+    }
+
+
+def checkpoint(report: Report) -> str:
+    if report.which is None:
+        return "none: nothing is trained"
+    return f"{report.which}, step {report.step}" if report.step is not None else f"{report.which} of each run"
+
+
+def norms(report: Report) -> str:
+    return report.statistics + (" (transductive)" if report.transductive else "")
+
+
+def _course(report: Report) -> str:
+    """A few points of the curve: `after 0, 1, 3: 20.00, 91.33, 95.00`"""
+    last = len(report.curve) - 1
+    points = sorted({round(i * last / (FEW - 1)) for i in range(FEW)})
+    values = (amount(report.curve[i].mean, report.metric) for i in points)
+    return f"after {', '.join(map(str, points))}: {', '.join(values)}"
 
 
 def amount(value: float, metric: str) -> str:
@@ -107,8 +220,12 @@ def amount(value: float, metric: str) -> str:
     return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4g}"
 
 
-def _table(rows: dict[str, str], say: Callable[[str], Any]) -> None:
+def shown(score: Score, metric: str) -> str:
+    return f"{amount(score.mean, metric)} ± {amount(score.ci95, metric)}{' %' if metric == 'accuracy' else ''}"
+
+
+def table(rows: Mapping[str, str], say: Callable[[str], Any]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
-        for i, line in enumerate(wrap(value, 80 - width - 4)):
+        for i, line in enumerate(wrap(value, WIDTH - width - 4)):
             say(f"  {'' if i else name:<{width}}  {line}")

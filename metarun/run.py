@@ -1,10 +1,10 @@
-"""Config to objects to a run. The only place that builds anything from config."""
+"""`metarun train`: config to objects to a run. With `evaluation` the only place that builds anything from config."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from metarun import checkpoint, config, runs
+from metarun.build import network, sampler, serves, trains
 from metarun.config import Plan, Tree
 from metarun.device import describe, pick
 from metarun.engine.evaluate import Score, score, task_values
@@ -19,13 +20,14 @@ from metarun.engine.loop import fit
 from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
 from metarun.environment import environment
+from metarun.evaluation import measure
 from metarun.loggers.console import Console
 from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
-from metarun.report import Report, show
+from metarun.report import Report, draw, show, write
 from metarun.resume import continued
 from metarun.schema import Complaints
-from metarun.types import MEASURES, SPLITS, Bank, InputError, Measure, Net, Sampler, TaskShape
+from metarun.types import MEASURES, SPLITS, InputError, Measure, Net, Sampler
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
@@ -38,7 +40,8 @@ class Session:
     device: torch.device
     net: Net
     test_net: Net
-    state: TrainState
+    state: TrainState | None
+    """None: there is nothing to train"""
     train: Sampler
     val: Sampler
     measure: Measure
@@ -47,31 +50,14 @@ class Session:
     """what tells the data of each split from other data"""
 
 
-def sampler(plan: Plan, split: str, bank: Bank) -> Sampler:
-    """Training episodes follow the run's seed; validation and test episodes are the same for every run."""
-    if split != "train":
-        return bank.episodes(plan.eval.way, plan.eval.shot, plan.eval.query, plan.eval.seed, split, "eval")
-    if plan.algorithm.supervised:
-        return bank.batches(plan.seed, split)
-    return bank.episodes(plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
+def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState | None:
+    """Step 0: weights drawn on the CPU from the run's seed, so that every device starts from the same ones.
 
-
-def network(plan: Plan, episodes: Sampler) -> Net:
-    return plan.model(item_shape=episodes.item_shape, outputs=episodes.outputs)
-
-
-def serves(plan: Plan, tree: Tree, net: Net, kind: str, node: str) -> None:
-    """Raises `InputError` where the method cannot serve the tasks that a config node asks for, with this network."""
-    task = plan.task if node == "task" else plan.eval
-    try:
-        plan.algorithm.check(net, TaskShape(kind, task.way, task.shot, task.query))
-    except ValueError as e:
-        raise InputError(f"algo={tree['algo']['name']}: {e}") from None
-
-
-def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState:
-    """Step 0: weights drawn on the CPU from the run's seed, so that every device starts from the same ones."""
+    None for a method that has nothing to train.
+    """
     drawn = plan.algorithm.init(net, torch.Generator().manual_seed(plan.seed))
+    if not trains(plan.algorithm, drawn):
+        return None
     meta = {name: w.to(device).requires_grad_() for name, w in drawn.items()}
     running = {name: value.to(device) for name, value in plan.algorithm.fresh_running(net).items()}
     train = plan.train
@@ -97,7 +83,7 @@ def prepare(tree: Tree) -> Session:
     wrong.about(lambda: serves(plan, tree, test_net, banks["val"].kind, "eval"))
     wrong.end()
     state = fresh_state(plan, net, device)
-    if missing := _misfits(state, plan, test_net):
+    if state is not None and (missing := _misfits(state, plan, test_net)):
         raise InputError(missing)
     measure = MEASURES[banks["train"].kind]
     return Session(plan, device, net, test_net, state, train, val, measure, logger, digests)
@@ -140,7 +126,7 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
                 "give more, or leave it out"
             )
         session = prepare(tree)
-        if content:
+        if content and session.state is not None:
             checkpoint.restore(session.state, content, last)
         runs.write_config(folder, tree)
         return _fit(session, tree, folder, resumed=True)
@@ -148,26 +134,13 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
 
 def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> int:
     plan, state = session.plan, session.state
-    (folder / "checkpoints").mkdir(exist_ok=True)
+    began, iterations = (state.step, plan.train.iterations) if state is not None else (0, 0)
     other_data = runs.add_session(folder, environment(session.device) | {"data": session.digests})
-    console = Console(folder / "log.txt", state.step, plan.train.iterations)
-    rows = JsonLines(folder / "metrics.jsonl", state.step)
+    console = Console(folder / "log.txt", began, iterations)
+    rows = JsonLines(folder / "metrics.jsonl", began)
     label = runs.label(tree)
     tags = (tree["algo"]["name"], tree["dataset"]["name"], tree["model"]["name"])
     sink = session.logger.open(RunInfo(folder, label, tags, tree, resumed, console.say))
-
-    def validate(state: TrainState) -> Score:
-        net = session.test_net.at_test(state.running)
-        return score(
-            task_values(
-                plan.algorithm,
-                net,
-                plan.algorithm.at_test(state.meta),
-                session.val,
-                plan.train.val_episodes,
-                plan.device.eval_batch,
-            )
-        )
 
     def log(row: dict[str, Any]) -> None:
         for target in (rows, sink, console):
@@ -177,46 +150,68 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
     report: Report | None = None
     try:
         console.say(f"{label} on {describe(session.device)}: {folder}")
-        if resumed:
-            console.say(f"resumed at step {state.step} of {plan.train.iterations}")
         if other_data:
             console.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
-        with _graceful() as caught:
-            fit(
-                plan.algorithm,
-                session.net,
-                state,
-                session.train,
-                plan.train,
-                measure=session.measure,
-                seed=plan.seed,
-                chunk=plan.device.chunk,
-                checkpoint_every=plan.checkpoint.every,
-                validate=validate,
-                log=log,
-                save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
-                tick=console.tick,
-                stop=lambda: bool(caught),
-            )
-        console.end_progress()
-        if caught and state.step < plan.train.iterations:
-            console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
-            code = GRACEFUL[caught[0]]
+        if state is None:
+            console.say(f"{tree['algo']['name']} has nothing to train; its test:")
         else:
-            report = measure(tree, folder, "best", "test")
-            runs.write_json(folder / "eval.json", report.json())
-            show(report, console.say)
-            console.say(f"run: {folder}")
-            code = 0
+            if resumed:
+                console.say(f"resumed at step {state.step} of {plan.train.iterations}")
+            if stopped := _trained(session, state, folder, console, log):
+                code = stopped
+                return code
+        report = measure(tree, folder, "best", "test")
+        write(report, folder)
+        draw(report, folder, console.say)
+        show(report, console.say)
+        console.say(f"run: {folder}")
+        code = 0
         return code
     finally:
         name = session.measure.name
-        summary: dict[str, Any] = {"best": state.best.get(name), "best_step": state.best.get("step")}
+        best = state.best if state is not None else {}
+        summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step")}
         if report is not None:
             summary |= {f"test/{name}": report.score.mean, "test/ci95": report.score.ci95}
         sink.close(summary, code)
         rows.close()
         console.close()
+
+
+def _trained(
+    session: Session, state: TrainState, folder: Path, console: Console, log: Callable[[dict[str, Any]], None]
+) -> int:
+    """Trains to the end, 0, or until a signal: the exit code that goes with it."""
+    plan = session.plan
+    (folder / "checkpoints").mkdir(exist_ok=True)
+
+    def validate(state: TrainState) -> Score:
+        net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
+        tasks, batch = plan.train.val_episodes, plan.device.eval_batch
+        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch))
+
+    with _graceful() as caught:
+        ended = fit(
+            plan.algorithm,
+            session.net,
+            state,
+            session.train,
+            plan.train,
+            measure=session.measure,
+            seed=plan.seed,
+            chunk=plan.device.chunk,
+            checkpoint_every=plan.checkpoint.every,
+            validate=validate,
+            log=log,
+            save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
+            tick=console.tick,
+            stop=lambda: bool(caught),
+        )
+    console.end_progress()
+    if ended:
+        return 0
+    console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
+    return GRACEFUL[caught[0]]
 
 
 @contextlib.contextmanager
@@ -237,61 +232,3 @@ def _graceful() -> Iterator[list[int]]:
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
-
-
-def evaluate(asked: Tree) -> int:
-    """`metarun eval`: a trained run on fixed episodes; writes a new folder, touches nothing of the run's."""
-    folder = runs.find(asked["run"], "run")
-    tree = runs.read_config(folder)
-    tree["device"] = asked["device"]
-    if asked.get("data_root"):
-        tree["data_root"] = asked["data_root"]
-    changes = {k: v for k, v in asked["eval"].items() if v is not None}
-    steps, statistics, split = (changes.pop(k, None) for k in ("steps", "statistics", "split"))
-    tree["eval"] = tree["eval"] | changes
-    if steps is not None:
-        if "eval_steps" not in tree["algo"]:
-            raise InputError(f"eval.steps={steps}: {tree['algo']['name']} takes no inner steps at test time")
-        tree["algo"] = tree["algo"] | {"eval_steps": steps}
-    if statistics is not None:
-        tree["model"] = tree["model"] | {"statistics": statistics}
-    report = measure(tree, folder, asked["checkpoint"], split)
-    show(report, print)
-    out = runs.claim("eval", tree)
-    runs.write_json(out / "eval.json", report.json())
-    print(f"eval: {out / 'eval.json'}")
-    return 0
-
-
-def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
-    """Evaluates checkpoint `which` of a run on the fixed episodes of `split`."""
-    plan = config.read(tree)
-    device = pick(plan.device)
-    path = folder / "checkpoints" / f"{which}.pt"
-    content = checkpoint.load(path)
-    bank = plan.dataset.load(split, plan.data_root)
-    episodes = sampler(plan, split, bank.to(device))
-    net = network(plan, episodes)
-    serves(plan, tree, net, bank.kind, "eval")
-    wanted = plan.algorithm.at_test(plan.algorithm.init(net, torch.Generator()))
-    trained_meta = plan.algorithm.at_test(content["meta"])
-    meta = {n: w.to(device) for n, w in checkpoint.match(trained_meta, wanted, path).items()}
-    fresh = plan.algorithm.fresh_running(net)
-    running = {n: w.to(device) for n, w in checkpoint.match(content["running"], fresh, path).items()}
-    tested = task_values(
-        plan.algorithm, net.at_test(running), meta, episodes, plan.eval.episodes, plan.device.eval_batch
-    )
-    last = folder / "checkpoints" / "last.pt"
-    trained = checkpoint.load(last)["step"] if last.exists() else content["step"]
-    return Report(
-        MEASURES[bank.kind].name,
-        score(tested),
-        tree,
-        folder,
-        which,
-        content["step"],
-        trained,
-        split,
-        plan.algorithm.eval_steps,
-        net.statistics_used,
-    )

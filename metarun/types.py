@@ -128,6 +128,11 @@ class Net(Protocol):
         ...
 
     @property
+    def running(self) -> Meta | None:
+        """The moving averages that it predicts with; None while training."""
+        ...
+
+    @property
     def tracks(self) -> bool: ...
     @property
     def statistics_used(self) -> str: ...
@@ -189,6 +194,40 @@ class Algorithm(ABC):
     def fresh_running(self, net: Net) -> Meta:
         """Moving averages before the first step; a method with norms of its own adds theirs to the net's."""
         return net.fresh_running()
+
+    def statistics_used(self, net: Net) -> str:
+        """What norms' statistics a number of this method with this network must be read with."""
+        return net.statistics_used
+
+
+class Classifier(Protocol):
+    """What scikit-learn's are. It must survive being sent to another process."""
+
+    def fit(self, x: Any, y: Any) -> Any: ...
+    def predict(self, x: Any) -> Any: ...
+
+
+class HostSide(Algorithm):
+    """A method that learns nothing from task to task: it fits a classifier to each task's support set, on the CPU and
+    outside torch. The engine embeds tasks together on the device and fits them in processes of their own."""
+
+    @abstractmethod
+    def embed(self, net: Net, meta: Meta, episode: Episode) -> tuple[Tensor, Tensor]:
+        """(support, features), (query, features); like `loss` for ONE task, and pure."""
+
+    @abstractmethod
+    def make(self, seed: int) -> Classifier:
+        """A fresh classifier, which draws what is random in it from `seed`, 0 to 2^32 - 1."""
+
+    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
+        raise NotImplementedError(f"{type(self).__name__} has nothing to train")
+
+    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
+        """1 for the class that the classifier says, 0 for the others; cannot run under `vmap`."""
+        support, query = (x.detach().cpu().numpy() for x in self.embed(net, meta, episode))
+        said = self.make(0).fit(support, episode.support_y.cpu().numpy()).predict(query)
+        logits = episode.query_x.new_zeros(len(query), net.outputs)
+        return logits.scatter(1, episode.query_y.new_tensor(said)[:, None], 1.0)
 
 
 class Sampler(Protocol):

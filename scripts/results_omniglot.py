@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMON = (
     "dataset=omniglot model=conv4 logger=none device=cpu eval.episodes=1000 train.val_episodes=200 train.val_every=250 "
     "train.log_every=50 checkpoint.every=250"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,15 @@ FIVE_SHOT_ROWS = [
     Row("protonet 5-shot", f"algo=protonet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_protonet_5w5s"),
     Row("matchingnet 5-shot", f"algo=matchingnet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_matchingnet_5w5s"),
 ]
-CLASSIFIERS = "nearest_centroid logistic svm random_forest gradient_boosting bagging decision_tree".split()
+CLASSIFIERS = (
+    "nearest_centroid",
+    "logistic",
+    "svm",
+    "random_forest",
+    "gradient_boosting",
+    "bagging",
+    "decision_tree",
+)
 CLASSICAL_ROWS = [Row(name.replace("_", " "), f"algo=classical algo.classifier={name}") for name in CLASSIFIERS]
 ROWS = [*ONE_SHOT_ROWS, *FIVE_SHOT_ROWS, *CLASSICAL_ROWS]
 
@@ -84,7 +92,7 @@ def make(row: Row, out: Path, threads: int) -> None:
     if (folder / "checkpoints" / "last.pt").exists():
         words = [f"resume={folder}"]
     else:
-        words = [*COMMON, f"device.threads={threads}", *row.words.split(), f"hydra.run.dir={folder}"]
+        words = [*COMMON.split(), f"device.threads={threads}", *row.words.split(), f"hydra.run.dir={folder}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     began = monotonic()
     with (out / f"{folder.name}.log").open("ab") as log:

@@ -1,8 +1,11 @@
 """Prototypical network: a class is the mean of its embedded support examples, a query goes to the nearest one.
 
-    logit of class c = -|f(query) - mean of f(support of c)|^2
+    logit of class c = -s * |f(query) - m_c|^2,  m_c = mean of f(support of c)
+                   or   s * cos(f(query), m_c)
 
-Snell, Swersky & Zemel 2017, algorithm 1. Support and queries are embedded in one pass, as in the authors' code.
+Snell, Swersky & Zemel 2017, algorithm 1, with s = 1. Support and queries are embedded in one pass, as in the authors'
+code. The paper's cosine has s = 1 too, and its logits stay within [-1, 1]; here s is then 10 unless it is set, which is
+where Gidaris & Komodakis 2018 start learning theirs.
 """
 
 from __future__ import annotations
@@ -10,18 +13,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from metarun.algorithms.embedding import cosine, embedded, members, needs_classes, squared_distance
 from metarun.algorithms.inner import detached, outcome
-from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape, register, setting
+
+SCALE = "algo.scale"
 
 
 @register("algo", "protonet")
 @dataclass(frozen=True)
 class ProtoNet(Algorithm):
+    """`scale` is s, and where it starts if it is learned; None: 1 for euclidean, 10 for cosine."""
+
+    distance: str = setting("euclidean", choices=("euclidean", "cosine"))
+    scale: float | None = setting(None, above=0)
+    learn_scale: bool = setting(False)
+
+    def check(self, net: Net, task: TaskShape) -> None:
+        needs_classes(task)
+
     def init(self, net: Net, generator: Generator) -> Meta:
-        return net.init(generator, head=False)
+        meta = net.init(generator, head=False)
+        return meta | {SCALE: torch.tensor(self._scale)} if self.learn_scale else meta
 
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         moments: Meta = {}
@@ -32,14 +47,12 @@ class ProtoNet(Algorithm):
         return self._logits(net, meta, episode, None)
 
     def _logits(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
-        both = torch.cat([episode.support_x, episode.query_x])
-        features = net.features(meta, both, support=episode.support_x, moments=moments)
-        support, query = features.split([len(episode.support_x), len(episode.query_x)])
-        member = F.one_hot(episode.support_y, net.outputs).to(support.dtype)  # (support, way)
+        support, query = embedded(net, meta, episode, moments)
+        member = members(episode.support_y, net.outputs, support)
         prototypes = (member.T @ support) / member.sum(0)[:, None]
-        return -squared_distance(query, prototypes)
+        near = cosine(query, prototypes) if self.distance == "cosine" else -squared_distance(query, prototypes)
+        return meta.get(SCALE, self._scale) * near
 
-
-def squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """a: (n, d), b: (m, d) -> (n, m) squared Euclidean distances, as one matrix product"""
-    return a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)
+    @property
+    def _scale(self) -> float:
+        return self.scale if self.scale is not None else 10.0 if self.distance == "cosine" else 1.0

@@ -4,7 +4,7 @@ Vinyals et al. 2016, "Matching Networks for One Shot Learning", in the split of 
 "Optimization as a Model for Few-Shot Learning", which all later papers report on: 64 / 16 / 20 classes.
 
 Items are (3, 84, 84) uint8, shrunk from whatever size the files have with the Lanczos filter and without regard to
-their shape, as MAML's script does. Which classes are in which split is for the files to say: `train/`, `val/` and
+their shape, as MAML's script does; `image_size` says another side (Chen et al. 2019 give ResNets 224). Which classes are in which split is for the files to say: `train/`, `val/` and
 `test/` with a folder of images for each class, or `images/` beside the `train.csv`, `val.csv` and `test.csv`
 (`filename,label`) that Ravi & Larochelle published.
 """
@@ -29,14 +29,13 @@ from torch import Tensor
 
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
-from metarun.types import SPLITS, InputError, register
+from metarun.types import SPLITS, InputError, register, setting
 
 VERSION = 1
 """of the packed form: raise it when what `_pack` makes changes"""
 FOLDERS = ("mini-imagenet", "mini_imagenet")
 CLASSES = {"train": 64, "val": 16, "test": 20}
 IMAGES = 600
-SIDE = 84
 AT_ONCE = 64
 """images that a thread takes at a time"""
 
@@ -49,6 +48,8 @@ Classes = dict[str, list[Path]]
 class MiniImageNet:
     """Reads `DATA_ROOT/mini-imagenet`, in either layout. Nothing is downloaded: ImageNet may not be handed on."""
 
+    image_size: int = setting(84, least=1, most=1024)
+
     def load(self, split: str, data_root: Path) -> ClassBank:
         folder, layout = _find(data_root)
         names = {s: layout.names(folder, s) for s in SPLITS}
@@ -57,7 +58,8 @@ class MiniImageNet:
         _warn_of_size(folder, split, classes)
         paths = [path for images in classes.values() for path in images]
         # One file for each split, so that an evaluation need not read the training images.
-        packed = cached("mini_imagenet", f"{VERSION} {_stamp(folder, classes)}", lambda: _pack(split, paths))
+        key = f"{VERSION} {self.image_size} {_stamp(folder, classes)}"
+        packed = cached("mini_imagenet", key, lambda: _pack(split, paths, self.image_size))
         sizes = torch.tensor([0, *map(len, classes.values())])
         # A copy, in order that the bank does not stay tied to the cache file.
         return ClassBank(packed["items"].clone(), sizes.cumsum(0), tuple(classes))
@@ -66,10 +68,8 @@ class MiniImageNet:
 def _check_disjoint(folder: Path, names: dict[str, list[str]]) -> None:
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if shared := sorted({*names[one]} & {*names[other]}):
-            raise InputError(
-                f"{folder}: class '{shared[0]}'{f' and {len(shared) - 1} more' if shared[1:] else ''} in both {one} "
-                f"and {other}: a class belongs in one split; take it out of the other"
-            )
+            which = f"class '{shared[0]}' is" if len(shared) == 1 else f"{len(shared)} classes, '{shared[0]}' one, are"
+            raise InputError(f"{folder}: {which} in both {one} and {other}: a class belongs in one split")
 
 
 def _warn_of_size(folder: Path, split: str, classes: Classes) -> None:
@@ -214,14 +214,14 @@ def _stamp(folder: Path, classes: Classes) -> str:
 # Packing: images -> one tensor that `cached` can keep.
 
 
-def _pack(split: str, paths: list[Path]) -> dict[str, Any]:
+def _pack(split: str, paths: list[Path], side: int) -> dict[str, Any]:
     """`items` (images, 3, side, side) uint8, decoded on all cores: Pillow lets other threads run while it works."""
     print(f"packing mini-ImageNet: {len(paths):,} images of {split}, once", file=sys.stderr)
-    items = torch.empty(len(paths), 3, SIDE, SIDE, dtype=torch.uint8)
+    items = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
 
     def some(first: int) -> None:
         for row, path in enumerate(paths[first : first + AT_ONCE], first):
-            items[row] = _decode(path)
+            items[row] = _decode(path, side)
 
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     pool = ThreadPoolExecutor(cores)
@@ -233,16 +233,16 @@ def _pack(split: str, paths: list[Path]) -> dict[str, Any]:
     return {"items": items}
 
 
-def _decode(path: Path) -> Tensor:
+def _decode(path: Path, side: int) -> Tensor:
     """(3, side, side) uint8"""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     except Exception as error:
         # A broken image may raise nearly anything.
         raise InputError(
             f"{path} does not decode ({type(error).__name__}: {error}): put a whole copy there, or take it away"
         ) from error
-    return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
+    return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from metarun.counter import mix
+from metarun.engine.host import Pool
 from metarun.engine.step import per_task
-from metarun.types import Algorithm, Episode, Episodes, Meta, Net
+from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
 
 
 class Score(NamedTuple):
@@ -21,11 +23,29 @@ class Score(NamedTuple):
     tasks: int
 
 
+class Outcomes(NamedTuple):
+    """What came of each task, on the CPU.
+
+    values      (tasks, points) float64, after 0, 1, ... inner steps; one point for a method without any
+    true        (tasks, query) the class of each query, as a number of its bank's; None for regression
+    predicted   (tasks, query) the class that it was taken for
+    """
+
+    values: Tensor
+    true: Tensor | None = None
+    predicted: Tensor | None = None
+
+    @property
+    def final(self) -> Tensor:
+        """(tasks,)"""
+        return self.values[:, -1]
+
+
 def value(prediction: Tensor, y: Tensor) -> Tensor:
     """() what one task's predictions are worth: the fraction right of class ids, else the mean squared error"""
     if y.is_floating_point():
         return (prediction - y).square().mean()
-    return (prediction.argmax(-1) == y).float().mean()
+    return (prediction.argmax(-1) == y).double().mean()
 
 
 def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int) -> Tensor:
@@ -38,6 +58,96 @@ def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, b
 def task_values(algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int) -> Tensor:
     """(tasks,) the `value` of the method's predictions in each of the first `tasks` episodes."""
     return over_tasks(lambda e: value(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
+
+
+def outcomes(
+    algorithm: Algorithm,
+    net: Net,
+    meta: Meta,
+    episodes: Sampler,
+    tasks: int,
+    batch: int,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Outcomes:
+    """All there is to know of the first `tasks` episodes, `batch` at a time.
+
+    A method that answers outside torch does so in `workers` processes (None: one for each core), and draws what is
+    random in it from `seed` and the task's number.
+    """
+    pool = Pool(workers)
+    parts: list[Outcomes] = []
+    with torch.no_grad():
+        for first in range(0, tasks, batch):
+            count = min(batch, tasks - first)
+            drawn, classes = episodes(first, count), episodes.classes(first, count)
+            if isinstance(algorithm, HostSide):
+                values, labels = _fitted(algorithm, net, meta, drawn, _seeds(seed, first, count), pool)
+            else:
+                values, labels = _followed(algorithm, net, meta, drawn)
+            parts.append(_told(values, labels, drawn.query_y, classes))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """One after another."""
+    values, true, predicted = zip(*parts, strict=True)
+    if true[0] is None:
+        return Outcomes(torch.cat(values))
+    return Outcomes(*(torch.cat(column) for column in (values, true, predicted)))
+
+
+def _followed(algorithm: Algorithm, net: Net, meta: Meta, drawn: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    """(tasks, points) values along the inner steps, and (tasks, query) labels at their end."""
+
+    def one(e: Episode) -> tuple[Tensor, Tensor]:
+        each = algorithm.trajectory(net, meta, e)
+        return torch.stack([value(prediction, e.query_y) for prediction in each]), each[-1].argmax(-1)
+
+    return per_task(one, drawn)
+
+
+def _fitted(
+    algorithm: HostSide, net: Net, meta: Meta, drawn: EpisodeBatch, seeds: list[int], pool: Pool
+) -> tuple[Tensor, Tensor]:
+    """The same for a method outside torch."""
+    support, query = per_task(lambda e: algorithm.embed(net, meta, e), drawn)
+    arrays = [x.cpu().numpy() for x in (support, drawn.support_y, query)]
+    answers = pool([(algorithm.make(s), *rows) for s, *rows in zip(seeds, *arrays, strict=True)])
+    labels = torch.stack([drawn.query_y.new_tensor(said) for said in answers])
+    return (labels == drawn.query_y).double().mean(1, keepdim=True), labels
+
+
+def _seeds(seed: int, first: int, count: int) -> list[int]:
+    """32 bits for each task, the same whatever the batch it is in"""
+    return (mix(torch.arange(first, first + count) + mix(torch.tensor(seed))) & 0xFFFFFFFF).tolist()
+
+
+def _told(values: Tensor, labels: Tensor, y: Tensor, classes: Tensor | None) -> Outcomes:
+    values = values.double().cpu()
+    if classes is None:
+        return Outcomes(values)
+    return Outcomes(values, classes.gather(1, y).cpu(), classes.gather(1, labels).cpu())
+
+
+def queries_see_one_another(algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes) -> bool:
+    """Whether predictions are transductive, by trying: the first test task's first query among other queries."""
+    task = episodes(0, 1)
+    if task.query_x.shape[1] < 2:
+        return False
+    others = task._replace(query_x=torch.cat([task.query_x[:, :1], 0.5 * (1 - task.query_x[:, 1:])], dim=1))
+
+    def first_query(e: Episode) -> Tensor:
+        if isinstance(algorithm, HostSide):
+            return algorithm.embed(net, meta, e)[1][0]
+        return algorithm.predict(net, meta, e)[0]
+
+    with torch.no_grad():
+        once, again, moved = (per_task(first_query, drawn).double() for drawn in (task, task, others))
+    noise = (again - once).norm()  # a GPU may add up in another order each time
+    # Written so that what is not a number counts as seen.
+    return not bool((moved - once).norm() <= 1e-6 * once.norm() + 100 * noise)
 
 
 def score(values: Tensor) -> Score:

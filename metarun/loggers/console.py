@@ -35,7 +35,7 @@ def describe(row: dict[str, Any], accuracy: str = "accuracy") -> str:
 
 
 class Console:
-    """Progress of a run from `step` to `iterations`. Every message also goes to the run's log.txt.
+    """Progress of a run from `step` to `iterations` (0: none). Every message also goes to the run's log.txt.
 
     Whoever reads the output may go away: the run goes on without them.
     """
@@ -47,7 +47,7 @@ class Console:
         self._val: dict[str, Any] = {}
         self._mark, self._mark_step, self._said = monotonic(), step, monotonic()
         self._progress: Any = None
-        if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        if iterations and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._start_bar()
 
     def _start_bar(self) -> None:

@@ -1,6 +1,9 @@
 """MLP: fully connected layers with norm and ReLU on flattened items.
 
 256-128-64-64 is the non-convolutional network of Finn et al. 2017 (section 5.2, Omniglot).
+
+`residual` adds a skip connection around each layer, before the ReLU: the identity, or a linear map where the width
+changes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from metarun.layers import Norm, linear, xavier
-from metarun.models.network import Network
+from metarun.models.network import Network, check_widths
 from metarun.types import Meta, register, setting
 
 
@@ -21,12 +24,12 @@ from metarun.types import Meta, register, setting
 @dataclass(frozen=True, kw_only=True)
 class MLP(Network):
     widths: list[int] = setting([256, 128, 64, 64])
+    residual: bool = setting(False)
 
     def check(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths={self.widths}: give one or more layer widths of at least 1")
+        check_widths("widths", self.widths)
         for width in self.widths:
-            self._check_groups(width, "a width of ")
+            self._check_groups(width, "width")
 
     @property
     def feature_size(self) -> int:
@@ -39,11 +42,16 @@ class MLP(Network):
             if not norm.subtracts_channel_mean:
                 meta[f"linear{i}.bias"] = torch.zeros(width)
             meta |= norm.init(f"norm{i}", width)
+            if self.residual and inputs != width:
+                meta[f"skip{i}.weight"] = xavier((width, inputs), generator)
         return meta
 
     def trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
         x = x.flatten(1)
         for i in range(len(self.widths)):
-            x = linear(x, meta[f"linear{i}.weight"], meta.get(f"linear{i}.bias"))
-            x = F.relu(norm(meta, f"norm{i}", x))
+            y = norm(meta, f"norm{i}", linear(x, meta[f"linear{i}.weight"], meta.get(f"linear{i}.bias")))
+            if self.residual:
+                skip = meta.get(f"skip{i}.weight")
+                y = y + (x if skip is None else linear(x, skip, None))
+            x = self._drop(F.relu(y))
         return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -11,8 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from metarun.layers import Norm, linear
+from metarun.noise import Noise
 from metarun.types import Meta, setting
 
+READOUTS = ("flatten", "mean")
 STATISTICS = ("batch", "support", "running")
 
 
@@ -24,15 +26,20 @@ class Network(ABC):
     `batch`    the examples of the forward pass itself. On queries this is transductive: they see one another.
     `support`  the support set, under the same weights; a query then depends on no other query.
     `running`  moving averages over training, used at test time (training itself uses the batch).
+
+    `dropout` is the rate at which training drops elements of every block's output, or where the model's own file says.
     """
 
     item_shape: tuple[int, ...]
     outputs: int
     running: Meta | None = None
     """the moving averages; None while training"""
+    noise: Noise | None = field(default=None, compare=False)
+    """what dropout draws from; None where nothing is dropped: everywhere but in training"""
     norm: str = setting("batch", choices=("batch", "group", "layer", "none"))
     statistics: str = setting("batch", choices=STATISTICS)
     groups: int = setting(8, least=1)
+    dropout: float = setting(0.0, least=0, below=1)
 
     def __post_init__(self) -> None:
         self.check()
@@ -78,9 +85,14 @@ class Network(ABC):
         """Whether moving averages are kept while training."""
         return self.norm == "batch" and self.statistics == "running"
 
+    @property
+    def random(self) -> bool:
+        """Whether training draws random numbers."""
+        return self.dropout > 0
+
     def at_train(self, running: Meta, ticket: Tensor) -> Network:
         """The network as one task of one step trains with it; dropout is drawn from `ticket`, () int64."""
-        return self
+        return replace(self, noise=Noise(ticket)) if self.random else self
 
     def at_test(self, running: Meta) -> Network:
         """The same network as it predicts: with the moving averages, if it keeps any."""
@@ -131,10 +143,13 @@ class Network(ABC):
         """Moving averages before the first step: mean 0, variance 1. Empty where none are kept."""
         if not self.tracks:
             return {}
-        with torch.no_grad():
-            one = torch.zeros(2, *self.item_shape)
-            names = self.moments(self.init(torch.Generator()), one)
-        return {k: torch.zeros_like(v) if k.endswith(".mean") else torch.ones_like(v) for k, v in names.items()}
+        weights = self.trunk_init(Generator(), self._norm())
+        channels = {name: len(weights[f"{name}.weight"]) for name in self.norm_names}
+        means = {f"{name}.mean": torch.zeros(size) for name, size in channels.items()}
+        return means | {f"{name}.var": torch.ones(size) for name, size in channels.items()}
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return x if self.noise is None else self.noise.dropout(x, self.dropout)
 
     def _norm(self, support: int = 0, running: Meta | None = None, collected: Meta | None = None) -> Norm:
         return Norm(self.norm, self.groups, support, running, collected)
@@ -146,3 +161,54 @@ class Network(ABC):
     @property
     def _inputs(self) -> int:
         return prod(self.item_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetwork(Network):
+    """A network whose trunk makes a map of images, which `readout` flattens or averages over space."""
+
+    readout: str = setting("flatten", choices=READOUTS)
+
+    @property
+    @abstractmethod
+    def map_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the last map."""
+
+    @abstractmethod
+    def maps(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
+        """x: (n, channels, height, width) -> (n, *map_shape)"""
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return self.map_shape if self.readout == "flatten" else self.map_shape[:1]
+
+    @property
+    def feature_size(self) -> int:
+        return prod(self.feature_shape)
+
+    def trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
+        maps = self.maps(meta, x, norm)
+        return maps.flatten(1) if self.readout == "flatten" else maps.mean((2, 3))
+
+    def _check_images(self, halvings: int = 0, where: str = "") -> None:
+        """Raises `ValueError` where the items are no images, or too small to be halved, rounding down, so often."""
+        check_images(self.item_shape)
+        h, w = self.item_shape[1:]
+        if min(h, w) < 2**halvings:
+            raise ValueError(f"{where} halvings leave nothing of {h}x{w}")
+
+
+def check_images(item_shape: tuple[int, ...]) -> None:
+    if len(item_shape) != 3:
+        raise ValueError(f"needs images (channels, height, width), this dataset's items are {item_shape}")
+
+
+def check_widths(name: str, widths: list[int], least: int = 1) -> None:
+    """Raises `ValueError` for a list of layer widths that is too short, or holds one below 1."""
+    if len(widths) < least or min(widths) < 1:
+        raise ValueError(f"{name}={widths}: give {least} or more layer widths of at least 1")
+
+
+def halved(side: int, times: int) -> int:
+    """A side after that many halvings by strides, which round up."""
+    return -(-side // 2**times)

@@ -30,7 +30,8 @@ def test_help(metarun: Metarun, tmp_path: Path, command: str) -> None:
 
 def test_help_shows_what_was_chosen(metarun: Metarun) -> None:
     text = metarun("train", "--help", "algo=reptile").out
-    assert "  anil, fomaml, maml, protonet, reptile\n" in text
+    assert "  algo        anil, baseline, " in text
+    assert f"  experiment  one of {len(options('experiment'))}: metarun list experiment\n" in text
     assert "inner_batch: 10" in text
 
 
@@ -95,6 +96,10 @@ def test_flags_may_stand_anywhere(metarun: Metarun) -> None:
         assert (tree["seed"], tree["task"]["way"]) == (3, 4)
 
 
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (cli.conf_dir() / group).glob("*.yaml"))
+
+
 def completed(folder: Path, line: str) -> list[str]:
     out = io.StringIO()
     with inside(folder), contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
@@ -108,7 +113,7 @@ COMPLETIONS = {
     "metarun tr": ["train"],
     "metarun x": [],
     "metarun list ": [*cli.GROUPS],
-    "metarun train algo=": ["algo=anil", "algo=fomaml", "algo=maml", "algo=protonet", "algo=reptile"],
+    "metarun train algo=": [f"algo={name}" for name in options("algo")],
     "metarun train dataset=om": ["dataset=omniglot"],
     "metarun train algo=reptile algo.inner_b": ["algo.inner_batch="],
     "metarun eval eval.st": ["eval.statistics=", "eval.steps="],

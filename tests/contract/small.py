@@ -7,24 +7,49 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torchvision.models._api import register_model
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import Conv2dNormActivation
 
 from metarun.config import known
 from metarun.engine.step import meta_gradient
-from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net
+from metarun.types import Algorithm, Episode, EpisodeBatch, HostSide, Meta, Net, TaskShape
 
 WAY, SHOT, QUERY, TASKS = 3, 2, 2, 3
 ITEM = (1, 8, 8)
 
-ALGORITHMS = sorted(known("algo"))
+ALGORITHMS = sorted(name for name, cls in known("algo").items() if not issubclass(cls, HostSide))
+"""Those that work in torch, and train."""
 
-_SHORT = {"inner_steps": 2, "eval_steps": 2, "inner_batch": 4}
+_SHORT = {"inner_steps": 2, "eval_steps": 2, "cg_steps": 2, "inner_batch": 4, "input_gate": 0.1}
+
+
+@register_model("tiny_resnet")
+class TinyResNet(nn.Module):
+    """A network as torchvision builds them, smaller than any that it has."""
+
+    def __init__(self, weights: None = None, progress: bool = True) -> None:
+        super().__init__()
+        self.stem = Conv2dNormActivation(3, 8, stride=2)
+        self.block = BasicBlock(8, 8)
+        self.fc = nn.Linear(8, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(self.stem(x)).mean((2, 3)))
+
 
 Model = tuple[str, dict[str, Any]]
 CONV4: Model = ("conv4", {"filters": 8, "blocks": 2, "halving": "stride", "readout": "flatten"})
 POOLED: Model = ("conv4", {"filters": 8, "blocks": 2, "halving": "pool", "readout": "mean"})
 MLP: Model = ("mlp", {"widths": [12, 8]})
-_LISTED = [CONV4, POOLED, MLP]
+SKIPPING: Model = ("conv4", {"filters": 8, "blocks": 2, "halving": "pool", "residual": True})
+R2D2: Model = ("conv_r2d2", {"filters": [8, 8], "dropout": 0.0})
+RESNET12: Model = ("resnet12", {"widths": [8, 8], "readout": "mean", "dropout": 0.0, "dropblock": 0.0})
+RESNET18: Model = ("resnet18", {"widths": [8, 8], "blocks": [1, 1], "stem": "small"})
+WRN: Model = ("wrn28_10", {"depth": 10, "widen": 1, "base": 8})
+TORCHVISION: Model = ("torchvision", {"arch": "tiny_resnet"})
+_LISTED = [CONV4, POOLED, MLP, SKIPPING, R2D2, RESNET12, RESNET18, WRN, TORCHVISION]
 MODELS = _LISTED + [(name, {}) for name in sorted(known("model")) if name not in {listed for listed, _ in _LISTED}]
 """Every model: small where it is listed, with its defaults otherwise."""
 
@@ -49,6 +74,23 @@ def make_net(model: Model = CONV4, norm: str = "batch", statistics: str = "batch
     return known("model")[name](**common, **settings)
 
 
+def fits(algorithm: Algorithm, net: Net) -> bool:
+    """Whether the method serves these tasks with this network, by its own word."""
+    try:
+        algorithm.check(net, TaskShape("classification", WAY, SHOT, QUERY))
+    except ValueError:
+        return False
+    return True
+
+
+PAIRS = [(name, model) for name in ALGORITHMS for model in MODELS if fits(make_algorithm(name), make_net(model))]
+"""Every algorithm with every model that fits."""
+
+
+def pair_id(pair: tuple[str, Model]) -> str:
+    return f"{pair[0]}-{model_id(pair[1])}"
+
+
 def make_meta(algorithm: Algorithm, net: Net, seed: int = 0) -> Meta:
     """Initial weights, shaken so that no bias is 0 and no norm's weight 1; leaves in double precision."""
     generator = Generator().manual_seed(seed)
@@ -58,11 +100,16 @@ def make_meta(algorithm: Algorithm, net: Net, seed: int = 0) -> Meta:
     }
 
 
-def make_running(net: Net, meta: Meta, seed: int = 1) -> Meta:
+def make_running(algorithm: Algorithm, net: Net, meta: Meta, seed: int = 1) -> Meta:
     """Moving averages as if there had been some training; empty where the net keeps none."""
-    x = torch.rand((20, *ITEM), generator=Generator().manual_seed(seed), dtype=torch.float64)
+    task = next(one_by_one(make_episodes(1, seed, query=5)))
     with torch.no_grad():
-        return net.moments(meta, x) if net.tracks else {}
+        return moments_of(algorithm, net, meta, task) if net.tracks else {}
+
+
+def moments_of(algorithm: Algorithm, net: Net, meta: Meta, task: Episode) -> Meta:
+    """The norm statistics of one task: those that the method's loss tells of, else the meta-weights' on all of it."""
+    return algorithm.loss(net, meta, task).moments or net.moments(meta, torch.cat([task.support_x, task.query_x]))
 
 
 def make_episodes(tasks: int = TASKS, seed: int = 2, query: int = QUERY) -> EpisodeBatch:

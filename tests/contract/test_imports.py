@@ -15,8 +15,8 @@ import metarun
 PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
-HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "PIL"}
-ABOVE = {"cli", "app", "commands", "run"}  # what nothing below may reach up to
+HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "matplotlib", "PIL"}
+ABOVE = {"cli", "app", "commands", "run", "evaluation"}  # what nothing below may reach up to
 
 MAY_IMPORT = {
     "types": set(),
@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "files": set(),
     "settings": {"types"},
     "counter": set(),
+    "noise": {"counter"},
     "layers": {"types", "counter"},
     "algorithms": {"types", "layers", "algorithms"},
-    "models": {"types", "layers", "models"},
+    "models": {"types", "layers", "noise", "models"},
     "data": {"types", "counter", "files", "hints", "data"},
     "engine": {"types", "counter", "settings", "hints", "engine"},
     "loggers": {"types", "files", "loggers"},

@@ -107,6 +107,16 @@ def test_any_size_and_format_is_shrunk_to_rgb(tmp_path: Path) -> None:
     assert bank.items[1][:, 5, 6].tolist() == [grey.getpixel((6, 5))] * 3
 
 
+def test_images_of_another_size_are_packed_for_themselves(tmp_path: Path) -> None:
+    folder = write_folders(tmp_path)
+    large = picture("large", (224, 224))
+    large.save(folder / "test/n04/n04_0.png")
+    small, bank = load(tmp_path, "test"), MiniImageNet(image_size=224).load("test", tmp_path)
+    assert (small.item_shape, bank.item_shape) == ((3, 84, 84), (3, 224, 224))
+    assert tuple(bank.items[0][:, 200, 7].tolist()) == large.getpixel((7, 200))
+    assert len(packed(tmp_path)) == 2
+
+
 def test_classes_may_differ_in_size(tmp_path: Path) -> None:
     folder = write_folders(tmp_path)
     (folder / "train/n02/n02_0.png").unlink()

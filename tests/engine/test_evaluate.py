@@ -1,4 +1,4 @@
-"""Accuracy over a fixed list of tasks: the same list and the same number, however many at a time."""
+"""What a method is worth over a fixed list of tasks: the same list and the same number, however many at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from contract.small import (
     ALGORITHMS,
+    NORMS,
+    STATISTICS,
     WAY,
     make_algorithm,
     make_episodes,
@@ -18,9 +21,10 @@ from contract.small import (
     make_running,
     one_by_one,
 )
+from contract.test_behaviour import influence_of_other_queries
 from torch import Tensor
 
-from metarun.engine.evaluate import score, task_values
+from metarun.engine.evaluate import joined, outcomes, queries_see_one_another, score, task_values
 from metarun.types import Episode, EpisodeBatch
 
 ALL = make_episodes(tasks=20, query=3)
@@ -35,7 +39,7 @@ def episodes(first: int, count: int) -> EpisodeBatch:
 def test_the_batch_size_changes_nothing(name: str, statistics: str) -> None:
     algorithm, net = make_algorithm(name), make_net(statistics=statistics)
     meta = make_meta(algorithm, net)
-    tested = net.at_test(make_running(net, meta))
+    tested = net.at_test(make_running(algorithm, net, meta))
     by_hand = [
         (algorithm.predict(tested, meta, task).argmax(1) == task.query_y).double().mean()
         for task in one_by_one(episodes(0, 10))
@@ -62,7 +66,7 @@ def test_accuracy_is_the_fraction_of_queries_right_in_each_task(wrong: int) -> N
     told[1, :wrong] = (told[1, :wrong] + 1) % WAY
     batch = EpisodeBatch(y[..., None], y, told[..., None], y)
     found = task_values(Oracle(), None, {}, lambda first, count: batch, 2, 2)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, torch.tensor([1.0, 1 - wrong / 3]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 1 - wrong / 3], dtype=torch.float64))
 
 
 def test_score_is_the_mean_and_its_interval_over_tasks() -> None:
@@ -75,3 +79,114 @@ def test_score_is_the_mean_and_its_interval_over_tasks() -> None:
 
 def test_score_of_one_task_has_no_interval() -> None:
     assert score(torch.tensor([0.4])) == pytest.approx((0.4, 0.0, 1))
+
+
+# All there is to know
+
+
+class Listed:
+    """A sampler of `ALL`, whose labels stand for classes of a bank."""
+
+    item_shape, outputs = (), WAY
+    names = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(i))[:WAY] for i in range(20)])
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        return episodes(first, count)
+
+    def classes(self, first: int, count: int) -> Tensor:
+        return self.names[first : first + count]
+
+
+class OfNumbers(Listed):
+    """The same for regression."""
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        drawn = episodes(first, count)
+        return drawn._replace(support_y=F.one_hot(drawn.support_y).double(), query_y=F.one_hot(drawn.query_y).double())
+
+    def classes(self, first: int, count: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_outcomes_are_each_tasks_own(name: str) -> None:
+    """The curve ends at what the method predicts, and starts where the weights have not moved."""
+    algorithm, net = make_algorithm(name), make_net()
+    meta = make_meta(algorithm, net)
+    with torch.no_grad():
+        each = [algorithm.trajectory(net, meta, task) for task in one_by_one(episodes(0, 7))]
+        ends = [algorithm.predict(net, meta, task) for task in one_by_one(episodes(0, 7))]
+    assert len(each[0]) in (1, algorithm.eval_steps + 1)
+    for steps, end in zip(each, ends):
+        torch.testing.assert_close(steps[-1], end)
+    right = [[(p.argmax(1) == y).double().mean() for p in steps] for steps, y in zip(each, ALL.query_y)]
+    names = Listed.names[:7]
+    for batch in (1, 3, 50):
+        found = outcomes(algorithm, net, meta, Listed(), 7, batch)
+        assert torch.equal(found.values, torch.tensor(right, dtype=torch.float64))
+        assert torch.equal(found.final, task_values(algorithm, net, meta, episodes, 7, batch))
+        assert found.true is not None and found.predicted is not None
+        assert torch.equal(found.true, names.gather(1, ALL.query_y[:7]))
+        assert torch.equal(found.predicted, names.gather(1, torch.stack(ends).argmax(2)))
+
+
+def test_the_curve_moves() -> None:
+    algorithm, net = make_algorithm("maml", eval_steps=3, inner_lr=2.0), make_net()
+    values = outcomes(algorithm, net, make_meta(algorithm, net), Listed(), 20, 50).values
+    assert values.shape == (20, 4)
+    assert len({tuple(column) for column in values.T.tolist()}) == 4
+
+
+def test_outcomes_of_regression_are_errors_and_no_classes() -> None:
+    algorithm, net = make_algorithm("maml"), make_net()
+    meta = make_meta(algorithm, net)
+    found = outcomes(algorithm, net, meta, OfNumbers(), 5, 2)
+    assert found.true is None and found.predicted is None
+    assert found.values.shape == (5, 3)
+    last = [
+        (algorithm.predict(net, meta, task) - task.query_y).square().mean().detach()
+        for task in one_by_one(OfNumbers()(0, 5))
+    ]
+    torch.testing.assert_close(found.final, torch.stack(last))
+    twice = joined([found, found])
+    assert twice.values.shape == (10, 3) and twice.true is None
+
+
+# Transductive
+
+
+@pytest.mark.parametrize(
+    ("norm", "statistics"), [*((norm, "batch") for norm in NORMS), *(("batch", s) for s in STATISTICS)]
+)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_transductive_is_what_is_called_so(name: str, norm: str, statistics: str) -> None:
+    algorithm, net = make_algorithm(name), make_net(norm=norm, statistics=statistics)
+    meta = make_meta(algorithm, net)
+    tested = net.at_test(make_running(algorithm, net, meta))
+    found = queries_see_one_another(algorithm, tested, meta, episodes)
+    assert found == (influence_of_other_queries(algorithm, tested, meta) > 1e-6)
+    assert found == (norm == "batch" and statistics == "batch")
+    # As it is in a run: with single precision.
+    moved = net.at_test({n: w.float() for n, w in make_running(algorithm, net, meta).items()})
+    single = {n: w.detach().float() for n, w in meta.items()}
+    first = EpisodeBatch(*(f[:1].float() if f.is_floating_point() else f[:1] for f in ALL))
+    assert queries_see_one_another(algorithm, moved, single, lambda *_: first) == found
+
+
+def test_one_query_alone_sees_no_other() -> None:
+    algorithm, net = make_algorithm("maml"), make_net()
+    alone = make_episodes(tasks=1, query=1)
+    one = alone._replace(query_x=alone.query_x[:, :1], query_y=alone.query_y[:, :1])
+    assert not queries_see_one_another(algorithm, net, make_meta(algorithm, net), lambda first, count: one)
+
+
+def test_noise_of_the_device_is_not_taken_for_other_queries() -> None:
+    """A GPU may add up in another order each time."""
+    algorithm, net = make_algorithm("maml"), make_net(norm="none")
+    meta, noise = make_meta(algorithm, net), iter([1e-5, -1e-5, 3e-5])
+
+    class Noisy:
+        def predict(self, net: Any, meta: Any, episode: Episode) -> Tensor:
+            return algorithm.predict(net, meta, episode) * (1 + next(noise))
+
+    assert not queries_see_one_another(Noisy(), net, meta, episodes)  # type: ignore[arg-type]
