@@ -223,7 +223,7 @@ def _over_seeds(asked: Tree, banks: Banks) -> int:
     seeds = Seeds(each, average)
     out = runs.claim("eval", average.tree)
     write(average, out, seeds.json(), seeds.named)
-    draw(average, out, print, {f"mean of {len(each)}": average}, each)
+    draw(average, out, print, {f"mean of {len(each)} runs": average}, each)
     seeds.show(print)
     return _told(out)
 

@@ -27,9 +27,11 @@ def curve(path: Path, title: str, metric: str, lines: Mapping[str, Curve], faint
         axes.plot([scale * p.mean for p in points], color="0.7", linewidth=1, label="each run" if not n else None)
     longest = max(map(len, lines.values()))
     for label, points in lines.items():
-        points = points if len(points) > 1 else [*points] * longest  # a method without steps is worth the same at each
+        stepless = len(points) < 2
+        points = [*points] * longest if stepless else points
         mean = [scale * p.mean for p in points]
-        (line,) = axes.plot(mean, marker="o" if len(points) <= 30 else "", markersize=4, label=label)
+        marker, style = ("", "--") if stepless else ("o" if longest <= 30 else "", "-")
+        (line,) = axes.plot(mean, marker=marker, markersize=4, linestyle=style, label=label)
         low, high = ([scale * (p.mean + side * p.ci95) for p in points] for side in (-1, 1))
         axes.fill_between(range(len(points)), low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     means = [p.mean for points in lines.values() for p in points if isfinite(p.mean)]

@@ -164,10 +164,9 @@ def show(report: Report, say: Callable[[str], Any], more: Mapping[str, str] | No
         "norm statistics": norms(report),
         "checkpoint": checkpoint(report),
     }
-    if report.trained_by:
-        rows |= {
-            "method": f"{report.tree['algo']['classifier']} on the features that {report.trained_by['name']} learned"
-        }
+    if "classifier" in (algo := report.tree["algo"]):
+        network = f"the features that {report.trained_by['name']} learned" if report.trained_by else algo["features"]
+        rows["method"] = f"{algo['classifier']} on {network}"
     if report.confusion and (found := report.confusion.hardest(1)):
         right = f"{amount(found[0]['accuracy'], metric)} % of {found[0]['queries']}"
         rows["hardest class"] = f"{found[0]['class']}, {right} queries right"

@@ -36,39 +36,50 @@ class Row:
 
 
 INNER = "train.meta_batch=16 train.clip=10"
-WIDE = "task.way=20 eval.way=5 task.query=5 eval.query=5 train.meta_batch=1"
-FIVE_SHOT = "task.shot=5"
+WIDE = "task.way=20 eval.way=5 task.query=5 eval.query=5 train.meta_batch=1 model.statistics=running"
+BATCHES = "train.meta_batch=64 model.statistics=running train.iterations=3000"
 ONE_SHOT_ROWS = [
-    Row("maml", f"algo=maml {INNER} train.iterations=1200", "omniglot_maml_5w1s"),
-    Row("fomaml", f"algo=fomaml {INNER} train.iterations=1600", "omniglot_fomaml_5w1s"),
-    Row("anil", f"algo=anil {INNER} train.iterations=2400"),
-    Row("boil", f"algo=boil {INNER} train.iterations=1200"),
-    Row("reptile", "algo=reptile train.iterations=1200", "omniglot_reptile_transductive_5w1s"),
-    Row("metasgd", f"algo=metasgd {INNER} train.iterations=1200"),
-    Row("mamlpp", "algo=mamlpp train.meta_batch=4 train.clip=10 train.iterations=700", "omniglot_mamlpp_5w1s"),
-    Row("imaml", "algo=imaml train.meta_batch=8 train.clip=10 train.iterations=300"),
-    Row("cavia", f"algo=cavia {INNER} train.iterations=1000"),
-    Row("protomaml", f"algo=protomaml {INNER} train.iterations=800"),
-    Row("metacurvature", f"algo=metacurvature {INNER} train.iterations=800"),
-    Row("metalstm", "algo=metalstm train.meta_batch=4 train.clip=10 train.iterations=600"),
-    Row("protonet", f"algo=protonet {WIDE} train.iterations=1000", "omniglot_protonet_5w1s"),
-    Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=1000"),
-    Row("matchingnet", f"algo=matchingnet {WIDE} train.iterations=1000", "omniglot_matchingnet_5w1s"),
-    Row("matchingnet fce", f"algo=matchingnet algo.fce=true {INNER} train.iterations=1500"),
-    Row("relationnet", f"algo=relationnet {INNER} task.query=5 train.iterations=700", "omniglot_relationnet_5w1s"),
-    Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=1000"),
-    Row("metaoptnet svm", f"algo=metaoptnet algo.head=svm {INNER} task.query=5 train.iterations=800"),
-    Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=1000"),
-    Row("baseline", "algo=baseline train.iterations=3000"),
-    Row("baselinepp", "algo=baselinepp train.iterations=3000"),
+    Row("maml", f"algo=maml {INNER} train.iterations=1100", "omniglot_maml_5w1s"),
+    Row("fomaml", f"algo=fomaml {INNER} train.iterations=1800", "omniglot_fomaml_5w1s"),
+    Row("anil", f"algo=anil {INNER} train.iterations=2000"),
+    Row("boil", f"algo=boil {INNER} train.iterations=1100"),
+    Row(
+        "reptile",
+        "algo=reptile algo.eval_steps=20 train.iterations=900 eval.shot=1",
+        "omniglot_reptile_transductive_5w1s",
+    ),
+    Row("metasgd", f"algo=metasgd {INNER} train.iterations=1000"),
+    Row("mamlpp", "algo=mamlpp train.meta_batch=4 train.clip=10 train.iterations=800", "omniglot_mamlpp_5w1s"),
+    Row("imaml", "algo=imaml train.meta_batch=4 train.clip=10 train.iterations=400"),
+    Row("cavia", f"algo=cavia {INNER} train.iterations=1300"),
+    Row("protomaml", "algo=protomaml train.meta_batch=4 train.clip=10 train.iterations=900"),
+    Row("metacurvature", f"algo=metacurvature {INNER} train.iterations=900"),
+    Row("metalstm", "algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 train.iterations=1000"),
+    Row("protonet", f"algo=protonet {WIDE} train.iterations=3000", "omniglot_protonet_5w1s"),
+    Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=2500"),
+    Row("matchingnet", f"algo=matchingnet {WIDE} train.iterations=2500", "omniglot_matchingnet_5w1s"),
+    Row("matchingnet fce", f"algo=matchingnet algo.fce=true {WIDE} train.iterations=1500"),
+    Row("relationnet", f"algo=relationnet {WIDE} train.iterations=1500", "omniglot_relationnet_5w1s"),
+    Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=2500"),
+    Row("metaoptnet svm", "algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"),
+    Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=2500"),
+    Row("baseline", f"algo=baseline {BATCHES}"),
+    Row("baselinepp", f"algo=baselinepp {BATCHES}"),
 ]
+FIVE = "task.shot=5 train.meta_batch=6 train.clip=10"
 FIVE_SHOT_ROWS = [
-    Row("maml 5-shot", f"algo=maml {FIVE_SHOT} train.meta_batch=8 train.iterations=800", "omniglot_maml_5w5s"),
-    Row("fomaml 5-shot", f"algo=fomaml {FIVE_SHOT} train.meta_batch=8 train.iterations=1000", "omniglot_fomaml_5w5s"),
-    Row("anil 5-shot", f"algo=anil {FIVE_SHOT} train.meta_batch=8 train.iterations=1500"),
-    Row("reptile 5-shot", "algo=reptile eval.shot=5 train.iterations=1200", "omniglot_reptile_transductive_5w5s"),
-    Row("protonet 5-shot", f"algo=protonet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_protonet_5w5s"),
-    Row("matchingnet 5-shot", f"algo=matchingnet {FIVE_SHOT} {WIDE} train.iterations=700", "omniglot_matchingnet_5w5s"),
+    Row("maml 5-shot", f"algo=maml {FIVE} train.iterations=900", "omniglot_maml_5w5s"),
+    Row("fomaml 5-shot", f"algo=fomaml {FIVE} train.iterations=1500", "omniglot_fomaml_5w5s"),
+    Row("anil 5-shot", f"algo=anil {FIVE} train.iterations=1700"),
+    Row(
+        "reptile 5-shot",
+        "algo=reptile algo.eval_steps=20 train.iterations=900 eval.shot=5",
+        "omniglot_reptile_transductive_5w5s",
+    ),
+    Row("protonet 5-shot", f"algo=protonet task.shot=5 {WIDE} train.iterations=1800", "omniglot_protonet_5w5s"),
+    Row(
+        "matchingnet 5-shot", f"algo=matchingnet task.shot=5 {WIDE} train.iterations=1800", "omniglot_matchingnet_5w5s"
+    ),
 ]
 CLASSIFIERS = (
     "nearest_centroid",

@@ -8,8 +8,8 @@ class, whose predictions are logits, and the target itself in regression. l > 0 
 Bertinetto, Henriques, Torr & Vedaldi 2019, section 3. The left form (Woodbury's) solves a system of n equations, the
 right one of as many as there are features; the smaller is taken. That rows are divided by sqrt(n), so that l means the
 same whatever the shots, is from the authors' code. The paper also adds a learned b to all predictions: logits do not
-change by it, so it is there in regression only. l and a start at 1 and 10, which suit one-hot targets and features of
-length 1 to 30; the authors' code starts them at 50 and, by data set, between 0.0001 and 10, and leaves l as it is.
+change by it, so it is there in regression only. l and a start at 1 and 10, which makes logits of one-hot targets; the
+authors' code starts them at 50 and, by data set, between 0.0001 and 10, and by default leaves l as it is.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ LOG_L, A, B = "algo.log_regularisation", "algo.scale", "algo.shift"
 @register("algo", "r2d2")
 @dataclass(frozen=True)
 class R2D2(Algorithm):
-    """`regularisation` and `scale` are where l and a start."""
+    """`regularisation` and `scale` are where l and a start; `scale` None: 10, and 1 in regression."""
 
     regularisation: float = setting(1.0, above=0)
-    scale: float = setting(10.0, above=0)
+    scale: float | None = setting(None, above=0)
 
     def init(self, net: Net, generator: Generator) -> Meta:
+        curves = net.outputs == 1  # there are 2 classes or more where there are classes
+        scale = self.scale if self.scale is not None else 1.0 if curves else 10.0
         meta = net.init(generator, head=False)
-        meta |= {LOG_L: torch.tensor(log(self.regularisation)), A: torch.tensor(self.scale)}
-        return meta | {B: torch.tensor(0.0)} if net.outputs == 1 else meta  # one class has no use for logits
+        meta |= {LOG_L: torch.tensor(log(self.regularisation)), A: torch.tensor(scale)}
+        return meta | {B: torch.tensor(0.0)} if curves else meta
 
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         moments: Meta = {}

@@ -7,10 +7,11 @@ Sung, Yang, Zhang, Xiang, Torr & Hospedales 2018, section 3. The module g has tw
 and 2x2 max-pooling, then `hidden` units, ReLU, and one. Its first weights are drawn as in the authors' code. A
 prediction is the relation score before the sigmoid.
 
-Differences. All convolutions keep the size of their map (in the code those for mini-ImageNet do not), and a map with a
-side of 1 is not pooled. The paper's embedding pools in the first two of its four blocks only: a conv4 with `halving:
-pool` and `halvings: 2`, which leaves 7x7 maps of Omniglot for the paper's 5x5. The first convolution, of two joined
-maps, is the sum of one over each: it is computed once for each class and each query, not for each pair.
+Differences. All convolutions keep the size of their map (in the code the embedding's first two do not, nor do the
+module's for mini-ImageNet), and a map with a side of 1 is not pooled. So the paper's embedding, which halves in two of
+its four blocks (a conv4 with `halving: pool` and `halvings: 2`), gives 7x7 maps of Omniglot, not 5x5. The first
+convolution, of two joined maps, is the sum of one over each: it is computed once for each class and each query, not for
+each pair.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ CENTRE = 1e-8
 """The steps lead to where slack * multiplier is this, relative to its size, for every bound: as good as 0, and the
 solution is still smooth in K, with a gradient that exists everywhere."""
 RIDGE = 1e-6
-"""of the mean of K's diagonal is added to it, so that there is one solution, and linear systems with a few correct
-digits more than double precision has to lose, where there are more examples than features. Both constants together
-move scores by less than 1e-4 of the largest."""
+"""of the mean of K's diagonal is added to it, so that the solution is unique and rounding does not drown its gradient
+where there are more examples than features. Both constants together move scores by less than 1e-4 of the largest."""
 INSIDE = 0.995
 """of the way to the nearest bound is as far as a step goes"""
 
@@ -42,12 +41,15 @@ def crammer_singer(kernel: Tensor, member: Tensor, cost: float, steps: int) -> T
         for _ in range(steps):
             a, slack, multiplier, price = improved(fixed, own, a, slack, multiplier, price)
         inverse, sums = system(fixed, multiplier / slack)
-    change = a @ (kernel - fixed) + (end(kernel) - end(fixed)) / slack  # 0, with a gradient
+    change = a @ (kernel - fixed)  # 0, with a gradient
     return cost * (a - solve(inverse, sums, change)[0]).T
 
 
 def end(kernel: Tensor) -> Tensor:
-    """() what slack * multiplier is led to: a small K makes small multipliers, a large one small a."""
+    """() what slack * multiplier is led to: a small K makes small multipliers, a large one small a.
+
+    The gradient takes it as a constant, and differs by a few millionths for it.
+    """
     size = kernel.diagonal().mean().clamp_min(1e-20)
     return CENTRE * torch.minimum(size, 1 / size)
 
@@ -57,9 +59,9 @@ def start(kernel: Tensor, own: Tensor) -> tuple[Tensor, ...]:
 
     At the optimum  a K - own + multiplier + price = 0,  (classes, n) but the price (n,), and slack * multiplier = 0.
     """
-    way = own - (1 - own) / (len(own) - 1)
-    # As far along it as the dual falls, so that a large K finds a as small as it must be.
-    a = way * (own.sum() / (way @ kernel * way).sum()).clamp(max=0.5)
+    along = own - (1 - own) / (len(own) - 1)
+    # As far as the dual falls, so that a is as small as a large K will have it, but not to the bound of 1.
+    a = along * (own.sum() / (along @ kernel * along).sum()).clamp(max=0.5)
     slack = own - a
     slope = own - a @ kernel
     price = slope.amin(0)

@@ -4,9 +4,9 @@ Vinyals et al. 2016, "Matching Networks for One Shot Learning", in the split of 
 "Optimization as a Model for Few-Shot Learning", which all later papers report on: 64 / 16 / 20 classes.
 
 Items are (3, 84, 84) uint8, shrunk from whatever size the files have with the Lanczos filter and without regard to
-their shape, as MAML's script does; `image_size` says another side (Chen et al. 2019 give ResNets 224). Which classes are in which split is for the files to say: `train/`, `val/` and
-`test/` with a folder of images for each class, or `images/` beside the `train.csv`, `val.csv` and `test.csv`
-(`filename,label`) that Ravi & Larochelle published.
+their shape, as MAML's script does; `image_size` says another side (Chen et al. 2019 give ResNets 224). Which classes
+are in which split is for the files to say: `train/`, `val/` and `test/` with a folder of images for each class, or
+`images/` beside the `train.csv`, `val.csv` and `test.csv` (`filename,label`) that Ravi & Larochelle published.
 """
 
 from __future__ import annotations

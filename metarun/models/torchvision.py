@@ -98,6 +98,8 @@ class TorchVision(Network):
 
     @property
     def norm_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.frozen:
+            return ()  # their weights are no meta-parameters
         batch = self._backbone.batch_norms if self.norm == "none" else {}
         return tuple(name for name in self._trace.norms if name not in batch)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -151,6 +153,49 @@ def test_a_pool_starts_processes_only_once_it_is_worth_it() -> None:
     assert [said for said, _ in away] == [*range(6)]
     assert away[0] == here[0]
     assert os.getpid() not in [process for _, process in away[-2:]]
+
+
+KILLED = """
+from metarun.engine.host import Pool
+
+def main():
+    class Endless:
+        def fit(self, x, y): return self
+        def predict(self, x):
+            import os, time
+            os.write(x, f"{os.getpid()} ".encode())
+            time.sleep(60)
+    Pool(2, patience=0)([(Endless(), None, None, 1)] * 2)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Though it is killed, and they are at work."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    parent = subprocess.Popen([sys.executable, "killed.py"], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    told = b""
+    while told.count(b" ") < 2:
+        told += os.read(parent.stdout.fileno(), 100)
+    assert all(alive(int(process)) for process in told.split())
+    parent.kill()
+    parent.wait()
+    patience = time.monotonic() + 20
+    while any(alive(int(process)) for process in told.split()):
+        assert time.monotonic() < patience
+        time.sleep(0.1)
+    parent.stdout.close()
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_a_process_for_fitting_needs_no_torch() -> None:

@@ -128,7 +128,7 @@ def test_cavia_without_norms_is_the_context_beside_the_first_layers_input() -> N
     same(ours, net, meta, curves(), reference)
 
 
-@pytest.mark.parametrize(("blocks", "layer"), [(1, "norm0"), (2, "norm0"), (3, "norm1"), (4, "norm2"), (7, "norm4")])
+@pytest.mark.parametrize(("blocks", "layer"), [(1, "norm0"), (2, "norm0"), (3, "norm1"), (4, "norm2"), (8, "norm4")])
 def test_cavias_context_enters_two_thirds_of_the_way_in(blocks: int, layer: str) -> None:
     net = known("model")["conv4"](item_shape=(1, 28, 28), outputs=5, filters=4, blocks=blocks)
     names = make_algorithm("cavia").init(net, torch.Generator()).keys()

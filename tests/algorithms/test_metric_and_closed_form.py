@@ -485,7 +485,7 @@ def test_r2d2_fits_real_targets() -> None:
 def test_r2d2_learns_to_fit_curves() -> None:
     """The mean square of the curves themselves is about 4; the fitted constant's error is about 3."""
     net = known("model")["mlp"](item_shape=(1,), outputs=1, widths=[40, 40], norm="none")
-    algorithm = known("algo")["r2d2"](scale=1.0)
+    algorithm = known("algo")["r2d2"]()
     train, test = (Sinusoid().load(s, Path()).episodes(1, 10, 10, 0, s) for s in ("train", "test"))
     meta = {n: w.requires_grad_() for n, w in algorithm.init(net, torch.Generator().manual_seed(0)).items()}
 

@@ -26,7 +26,7 @@ NAMES = {
     "train algo.inner_lrr=1": "algo.inner_lrr: no such setting; did you mean algo.inner_lr?",
     "train trian.lr=1": "trian.lr: no such setting; did you mean train.lr?",
     "train inner_lr=0.1": "inner_lr: no such setting; did you mean algo.inner_lr?",
-    "train model=mlp model.filters=3": "model.filters: no such setting; choose from: model.groups, model.name",
+    "train model=mlp model.filters=3": "model.filters: no such setting; choose from: model.dropout, model.groups",
     "train +algo.foo=1": "algo.foo: no such setting; choose from: eval_steps, inner_lr, inner_steps",
     "train ++foo=1": "foo: no such node; choose from: ",
     "train +algo=anil": "algo is chosen twice; write algo=NAME once, without a +",

@@ -64,7 +64,8 @@ def test_vmapped_gradient_is_the_task_loops(
     ours, metrics, _ = vmapped_gradient(algorithm, net, meta, episodes)
     plain = loop_gradient(lambda task: algorithm.loss(net, meta, task).loss, meta, episodes)
     for w in plain:
-        assert plain[w].norm() > 1e-8, f"nothing moves {w}"
+        least = 1e-8 if w.startswith("algo.") else 1e-6  # rates' gradients are of second order
+        assert plain[w].norm() > least, f"nothing moves {w}"
         assert gap(ours[w], plain[w]) < TOLERANCE, w
     means = [algorithm.loss(net, meta, task).metrics for task in one_by_one(episodes)]
     for metric, value in metrics.items():

@@ -190,3 +190,12 @@ def test_noise_of_the_device_is_not_taken_for_other_queries() -> None:
             return algorithm.predict(net, meta, episode) * (1 + next(noise))
 
     assert not queries_see_one_another(Noisy(), net, meta, episodes)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("norm", "transductive"), [("batch", True), ("group", False)])
+def test_transductive_on_a_gpu(norm: str, transductive: bool) -> None:
+    algorithm, net = make_algorithm("maml", eval_steps=20), make_net(norm=norm)
+    meta = {n: w.detach().float().cuda() for n, w in make_meta(algorithm, net).items()}
+    first = EpisodeBatch(*(f[:1].cuda().float() if f.is_floating_point() else f[:1].cuda() for f in ALL))
+    assert queries_see_one_another(algorithm, net, meta, lambda *_: first) == transductive

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.small import ALGORITHMS, MLP, make_algorithm, make_episodes, make_meta, make_net
+from contract.small import ALGORITHMS, CONV4, MLP, fits, make_algorithm, make_episodes, make_meta, make_net
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun import checkpoint
@@ -23,7 +23,7 @@ from metarun.engine.evaluate import Score
 from metarun.engine.loop import fit
 from metarun.engine.state import TrainState
 from metarun.settings import TrainSettings
-from metarun.types import MEASURES, EpisodeBatch, Meta, TaskLoss, TrainingError
+from metarun.types import MEASURES, Algorithm, EpisodeBatch, Meta, TaskLoss, TrainingError
 
 Rows = list[dict[str, Any]]
 
@@ -51,9 +51,11 @@ class Recorded:
     def __post_init__(self) -> None:
         self.algorithm = self.algorithm or make_algorithm(self.name)
         self.net = make_net(MLP, statistics=self.statistics)
+        if isinstance(self.algorithm, Algorithm) and not fits(self.algorithm, self.net):
+            self.net = make_net(CONV4, statistics=self.statistics)
         if self.state is None:
             meta = make_meta(self.algorithm, self.net)
-            running = {n: v.double() for n, v in self.net.fresh_running().items()}
+            running = {n: v.double() for n, v in self.algorithm.fresh_running(self.net).items()}
             self.state = TrainState(meta, torch.optim.SGD(meta.values(), lr=0.05, momentum=0.9), running=running)
 
     def __call__(self) -> Recorded:

@@ -39,7 +39,7 @@ def same_with_derivatives(ours: Callable[..., Tensor], torchs: Callable[..., Ten
 @pytest.mark.parametrize("side", [(8, 8), (7, 9), (1, 1)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 def test_conv2d_is_torchs_on_both_paths(kernel: int, channels: int, stride: int, side: tuple[int, int]) -> None:
     same_with_derivatives(
         lambda x, w, b: conv2d(x, w, b, stride),

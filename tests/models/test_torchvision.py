@@ -297,6 +297,7 @@ def test_a_frozen_trunk_is_no_meta_parameter_and_travels_with_the_moving_average
     assert torch.equal(running["stem.1.mean"], state["stem.1.running_mean"])
     assert not net.tracks
     assert net.statistics_used == "running"
+    assert net.norm_names == ()
 
 
 @pytest.mark.parametrize("statistics", ["batch", "support", "running"])
