@@ -45,9 +45,12 @@ def test_unknown_names_stop_all_jobs_before_the_first(metarun: Metarun, tmp_path
     """Also the third of three choices, and a key that only one of them has."""
     said = metarun("train", "-m", *TINY, "algo=protonet,maml,mamll")
     assert said.code == 2
-    assert said.errors == ["algo=mamll: algo=mamll: no such algo; did you mean maml?"]
+    assert said.errors == ["algo=mamll: algo=mamll: no such algo; did you mean maml or imaml?"]
     said = metarun("train", "-m", *TINY, "algo=maml,protonet", "algo.inner_lr=0.1,0.2")
-    assert said.errors == ["algo=protonet: algo.inner_lr: no such setting; choose from: algo.name"]
+    assert said.errors == [
+        "algo=protonet: algo.inner_lr: no such setting; "
+        "choose from: algo.distance, algo.learn_scale, algo.name, algo.scale"
+    ]
     assert metarun("train", "-m", "seed=0,1", "sede=3").errors == ["sede: no such setting; did you mean seed?"]
     assert "there is nothing to run" in metarun("train", "-m", "algo=glob(nope*)").errors[0]
     assert "tries lists only" in metarun("train", "-m", "train.lr=interval(0,1)").errors[0]

@@ -66,7 +66,8 @@ def test_the_config_is_whole_and_needs_nothing_else(made: Path) -> None:
     text = (made / "config.yaml").read_text()
     assert "${" not in text
     tree = yaml.safe_load(text)
-    assert tree["model"] == {"name": "mlp", "widths": [8], "norm": "batch", "statistics": "batch", "groups": 8}
+    norms = {"norm": "batch", "statistics": "batch", "groups": 8}
+    assert tree["model"] == {"name": "mlp", "widths": [8], "residual": False, "dropout": 0.0} | norms
     assert tree["eval"] == {"episodes": 4, "way": 5, "shot": 1, "query": 1, "seed": 0}
     assert Path(tree["data_root"]).is_absolute()
 
