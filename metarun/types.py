@@ -164,6 +164,11 @@ class Algorithm(ABC):
     """Whether it trains on batches over all training classes in place of episodes. A batch is an episode with an empty
     support set, whose queries are `train.meta_batch` random examples labelled among all training classes."""
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether it reads the support examples one after another, so that their order matters (see `Episode`)."""
+        return False
+
     def check(self, net: Net, task: TaskShape) -> None:  # noqa: B027 (most serve everything)
         """Raises `ValueError`, saying what fits, for a network or task that the method cannot serve."""
 

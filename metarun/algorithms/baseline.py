@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from metarun.algorithms.embedding import members, needs_classes
 from metarun.algorithms.inner import OWN, detached, is_head, outcome
 from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape, register, setting
 
@@ -37,8 +37,11 @@ class Baseline(Algorithm):
     eval_batch: int = setting(4, least=1)
 
     def check(self, net: Net, task: TaskShape) -> None:
-        if task.kind == "regression":
-            raise ValueError("needs classes, and these tasks are regression; maml, anil, reptile fit")
+        needs_classes(task)
+
+    @property
+    def in_turn(self) -> bool:
+        return True
 
     def init(self, net: Net, generator: Generator) -> Meta:
         return net.init(generator)
@@ -53,7 +56,7 @@ class Baseline(Algorithm):
     def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
         support = net.features(meta, episode.support_x)
         query = net.features(meta, episode.query_x, support=episode.support_x)
-        return self.answer(support, F.one_hot(episode.support_y, net.outputs).to(support.dtype), query)
+        return self.answer(support, members(episode.support_y, net.outputs, support), query)
 
     def at_test(self, meta: Meta) -> Meta:
         """The trunk: the head is of the training classes."""

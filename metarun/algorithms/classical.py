@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import embedded
+from metarun.algorithms.embedding import embedded, needs_classes
 from metarun.types import Classifier, Episode, HostSide, InputError, Meta, Net, TaskShape, register, setting
 
 CLASSIFIERS = (
@@ -30,8 +30,7 @@ class Classical(HostSide):
     features: str = setting("pixels", choices=("pixels", "network"))
 
     def check(self, net: Net, task: TaskShape) -> None:
-        if task.kind == "regression":
-            raise ValueError("needs classes, and these tasks are regression; maml, anil, reptile fit")
+        needs_classes(task)
         if find_spec("sklearn") is None:
             raise InputError("scikit-learn is not installed here: pip install 'metarun[classical]'")
 

@@ -1,15 +1,41 @@
-"""What methods share that compare embeddings: one pass over both sets, one-hot classes, distances, cosines."""
+"""The methods that answer from the embeddings of both sets, and what they share: classes, means, distances, cosines."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.types import Episode, Meta, Net, TaskShape
+from metarun.algorithms.inner import detached, outcome
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape
 
 SHORTEST = 1e-3
 """Vectors below this length are not stretched to length 1: the gradient there would be unbounded."""
+
+
+class EmbeddingBased(Algorithm):
+    """A method that answers in one go, from one pass over support and queries, in training as in tests."""
+
+    @abstractmethod
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+        """(query, way) logits, or (query, *target); `moments` is filled with the norm statistics of the pass."""
+
+    def check(self, net: Net, task: TaskShape) -> None:
+        needs_classes(task)
+
+    def judged(self, prediction: Tensor, y: Tensor) -> TaskLoss:
+        """The loss of the answer."""
+        return outcome(prediction, y)
+
+    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
+        moments: Meta = {}
+        prediction = self.answer(net, meta, episode, moments)
+        return self.judged(prediction, episode.query_y)._replace(moments=detached(moments))
+
+    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
+        return self.answer(net, meta, episode, None)
 
 
 def needs_classes(task: TaskShape) -> None:
@@ -31,6 +57,12 @@ def embedded(net: Net, meta: Meta, episode: Episode, moments: Meta | None = None
 def members(y: Tensor, way: int, like: Tensor) -> Tensor:
     """(n,) class ids -> (n, way) one-hot, of the dtype of `like`"""
     return F.one_hot(y, way).to(like.dtype)
+
+
+def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
+    """(n, d) of classes (n,) -> (way, d)"""
+    member = members(y, way, features)
+    return (member.T @ features) / member.sum(0)[:, None]
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -24,22 +24,23 @@ from math import prod
 import torch
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import cosine, embedded, members, needs_classes
-from metarun.algorithms.inner import detached, outcome, own
-from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape, register, setting
+from metarun.algorithms.embedding import EmbeddingBased, cosine, embedded, members
+from metarun.algorithms.inner import own
+from metarun.types import Episode, Meta, Net, register, setting
 
 
 @register("algo", "matchingnet")
 @dataclass(frozen=True)
-class MatchingNet(Algorithm):
+class MatchingNet(EmbeddingBased):
     """`scale` is s, `read_steps` the paper's K."""
 
     scale: float = setting(1.0, above=0)
     fce: bool = setting(False)
     read_steps: int = setting(5, least=1)
 
-    def check(self, net: Net, task: TaskShape) -> None:
-        needs_classes(task)
+    @property
+    def in_turn(self) -> bool:
+        return self.fce
 
     def init(self, net: Net, generator: Generator) -> Meta:
         meta = net.init(generator, head=False)
@@ -49,15 +50,7 @@ class MatchingNet(Algorithm):
             meta |= lstm_init("algo.read", 1, size, 2 * size, generator)
         return meta
 
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        moments: Meta = {}
-        log_p = self._log_probabilities(net, meta, episode, moments)
-        return outcome(log_p, episode.query_y)._replace(moments=detached(moments))
-
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._log_probabilities(net, meta, episode, None)
-
-    def _log_probabilities(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         support, query = embedded(net, meta, episode, moments)
         if self.fce:
             support = support + read_both_ways(own(meta, "context"), support)

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import embedded, members, needs_classes
-from metarun.algorithms.inner import accuracy, detached
+from metarun.algorithms.embedding import EmbeddingBased, embedded, members
+from metarun.algorithms.inner import accuracy
 from metarun.algorithms.r2d2 import ridge
 from metarun.algorithms.svm import crammer_singer
-from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape, register, setting
+from metarun.types import Episode, Meta, Net, TaskLoss, register, setting
 
 SCALE = "algo.scale"
 
 
 @register("algo", "metaoptnet")
 @dataclass(frozen=True)
-class MetaOptNet(Algorithm):
+class MetaOptNet(EmbeddingBased):
     """`regularisation` None: the authors', 0.1 for svm and 50 for ridge. `scale` is where s starts."""
 
     head: str = setting("svm", choices=("svm", "ridge"))
@@ -37,25 +37,17 @@ class MetaOptNet(Algorithm):
     label_smoothing: float = setting(0.0, least=0, below=1)
     solver_steps: int = setting(15, least=1)
 
-    def check(self, net: Net, task: TaskShape) -> None:
-        needs_classes(task)
-
     def init(self, net: Net, generator: Generator) -> Meta:
         return net.init(generator, head=False) | {SCALE: torch.tensor(self.scale)}
 
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        moments: Meta = {}
-        logits = self._logits(net, meta, episode, moments)
-        right = members(episode.query_y, net.outputs, logits)
-        kept, given = 1 - self.label_smoothing, self.label_smoothing / (net.outputs - 1)
-        loss = -((given + (kept - given) * right) * logits.log_softmax(1)).sum(1).mean()
-        told = {"loss": loss.detach(), "accuracy": accuracy(logits.detach(), episode.query_y)}
-        return TaskLoss(loss, told, detached(moments))
+    def judged(self, prediction: Tensor, y: Tensor) -> TaskLoss:
+        way = prediction.shape[1]
+        kept, given = 1 - self.label_smoothing, self.label_smoothing / (way - 1)
+        target = given + (kept - given) * members(y, way, prediction)
+        loss = -(target * prediction.log_softmax(1)).sum(1).mean()
+        return TaskLoss(loss, {"loss": loss.detach(), "accuracy": accuracy(prediction.detach(), y)})
 
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._logits(net, meta, episode, None)
-
-    def _logits(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         support, query = embedded(net, meta, episode, moments)
         member = members(episode.support_y, net.outputs, support)
         if self.head == "ridge":

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Generator
 
+from metarun.algorithms.embedding import class_means, needs_classes
 from metarun.algorithms.inner import GradientBased, descend, detached, support_loss
 from metarun.types import Episode, Meta, Net, TaskShape, register, setting
 
@@ -30,8 +30,7 @@ class ProtoMAML(GradientBased):
     first_order: bool = setting(False)
 
     def check(self, net: Net, task: TaskShape) -> None:
-        if task.kind == "regression":
-            raise ValueError("needs classes, and these tasks are regression; maml, anil, reptile fit")
+        needs_classes(task)
 
     def init(self, net: Net, generator: Generator) -> Meta:
         return net.init(generator, head=False)
@@ -48,6 +47,5 @@ class ProtoMAML(GradientBased):
 def head_of_means(net: Net, meta: Meta, episode: Episode) -> Meta:
     """The nearest-class-mean classifier of the support set as a linear head."""
     features = net.features(meta, episode.support_x)
-    member = F.one_hot(episode.support_y, net.outputs).to(features.dtype)  # (support, way)
-    means = (member.T @ features) / member.sum(0)[:, None]
+    means = class_means(features, episode.support_y, net.outputs)
     return {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}

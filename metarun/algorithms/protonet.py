@@ -15,41 +15,28 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import cosine, embedded, members, needs_classes, squared_distance
-from metarun.algorithms.inner import detached, outcome
-from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, TaskShape, register, setting
+from metarun.algorithms.embedding import EmbeddingBased, class_means, cosine, embedded, squared_distance
+from metarun.types import Episode, Meta, Net, register, setting
 
 SCALE = "algo.scale"
 
 
 @register("algo", "protonet")
 @dataclass(frozen=True)
-class ProtoNet(Algorithm):
+class ProtoNet(EmbeddingBased):
     """`scale` is s, and where it starts if it is learned; None: 1 for euclidean, 10 for cosine."""
 
     distance: str = setting("euclidean", choices=("euclidean", "cosine"))
     scale: float | None = setting(None, above=0)
     learn_scale: bool = setting(False)
 
-    def check(self, net: Net, task: TaskShape) -> None:
-        needs_classes(task)
-
     def init(self, net: Net, generator: Generator) -> Meta:
         meta = net.init(generator, head=False)
         return meta | {SCALE: torch.tensor(self._scale)} if self.learn_scale else meta
 
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        moments: Meta = {}
-        logits = self._logits(net, meta, episode, moments)
-        return outcome(logits, episode.query_y)._replace(moments=detached(moments))
-
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._logits(net, meta, episode, None)
-
-    def _logits(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         support, query = embedded(net, meta, episode, moments)
-        member = members(episode.support_y, net.outputs, support)
-        prototypes = (member.T @ support) / member.sum(0)[:, None]
+        prototypes = class_means(support, episode.support_y, net.outputs)
         near = cosine(query, prototypes) if self.distance == "cosine" else -squared_distance(query, prototypes)
         return meta.get(SCALE, self._scale) * near
 

@@ -20,16 +20,15 @@ from math import log
 import torch
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import embedded, members
-from metarun.algorithms.inner import detached, outcome
-from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register, setting
+from metarun.algorithms.embedding import EmbeddingBased, embedded, members, needs_classes
+from metarun.types import Episode, Meta, Net, TaskShape, register, setting
 
 LOG_L, A, B = "algo.log_regularisation", "algo.scale", "algo.shift"
 
 
 @register("algo", "r2d2")
 @dataclass(frozen=True)
-class R2D2(Algorithm):
+class R2D2(EmbeddingBased):
     """`regularisation` and `scale` are where l and a start; `scale` None: 10, and 1 in regression."""
 
     regularisation: float = setting(1.0, above=0)
@@ -42,15 +41,11 @@ class R2D2(Algorithm):
         meta |= {LOG_L: torch.tensor(log(self.regularisation)), A: torch.tensor(scale)}
         return meta | {B: torch.tensor(0.0)} if curves else meta
 
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        moments: Meta = {}
-        prediction = self._predict(net, meta, episode, moments)
-        return outcome(prediction, episode.query_y)._replace(moments=detached(moments))
+    def check(self, net: Net, task: TaskShape) -> None:
+        if task.kind != "regression":
+            needs_classes(task)
 
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._predict(net, meta, episode, None)
-
-    def _predict(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         support, query = (with_one(x) for x in embedded(net, meta, episode, moments))
         y = episode.support_y
         y = y if y.is_floating_point() else members(y, net.outputs, support)

@@ -22,22 +22,22 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.algorithms.embedding import embedded, members, needs_classes
-from metarun.algorithms.inner import accuracy, detached
+from metarun.algorithms.embedding import EmbeddingBased, embedded, members
+from metarun.algorithms.inner import accuracy
 from metarun.layers import conv2d, linear
-from metarun.types import Algorithm, Episode, Meta, Net, Norm, TaskLoss, TaskShape, register, setting
+from metarun.types import Episode, Meta, Net, Norm, TaskLoss, TaskShape, register, setting
 
 BLOCKS = ("algo.block0", "algo.block1")
 
 
 @register("algo", "relationnet")
 @dataclass(frozen=True)
-class RelationNet(Algorithm):
+class RelationNet(EmbeddingBased):
     channels: int = setting(64, least=1)
     hidden: int = setting(8, least=1)
 
     def check(self, net: Net, task: TaskShape) -> None:
-        needs_classes(task)
+        super().check(net, task)
         if len(net.feature_shape) != 3:
             raise ValueError(
                 "compares feature maps, and this network's features are flat; "
@@ -79,17 +79,11 @@ class RelationNet(Algorithm):
                 running[f"{name}.norm.var"] = torch.ones(self.channels)
         return running
 
-    def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
-        moments: Meta = {}
-        scores = self._scores(net, meta, episode, moments)
-        loss = F.mse_loss(scores.sigmoid(), members(episode.query_y, net.outputs, scores))
-        told = {"loss": loss.detach(), "accuracy": accuracy(scores.detach(), episode.query_y)}
-        return TaskLoss(loss, told, detached(moments))
+    def judged(self, prediction: Tensor, y: Tensor) -> TaskLoss:
+        loss = F.mse_loss(prediction.sigmoid(), members(y, prediction.shape[1], prediction))
+        return TaskLoss(loss, {"loss": loss.detach(), "accuracy": accuracy(prediction.detach(), y)})
 
-    def predict(self, net: Net, meta: Meta, episode: Episode) -> Tensor:
-        return self._scores(net, meta, episode, None)
-
-    def _scores(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
+    def answer(self, net: Net, meta: Meta, episode: Episode, moments: Meta | None) -> Tensor:
         """(query, way) relations of each query and each class, before the sigmoid"""
         support, query = embedded(net, meta, episode, moments)
         classes = members(episode.support_y, net.outputs, support).T @ support

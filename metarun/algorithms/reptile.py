@@ -34,6 +34,10 @@ class Reptile(GradientBased):
     inner_batch: int = setting(10, least=1)
     eval_steps: int = setting(50, least=0)
 
+    @property
+    def in_turn(self) -> bool:
+        return True
+
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         x = torch.cat([episode.support_x, episode.query_x])
         y = torch.cat([episode.support_y, episode.query_y])

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp, log
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms.plain import TOLERANCE, classify, embed, fully_connected, parts, same_predictions
 from contract.small import (
     SHOT,
     TASKS,
     WAY,
     gap,
-    loop_gradient,
     make_algorithm,
     make_episodes,
-    make_meta,
     make_net,
     one_by_one,
     vmapped_gradient,
@@ -31,14 +29,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from metarun.config import known
 from metarun.types import Episode, EpisodeBatch, Meta, Net, TaskShape
 
-TOLERANCE = 1e-9
 REGRESSION = TaskShape("regression", 1, 10, 10)
 CLASSES = TaskShape("classification", WAY, SHOT, 2)
-
-
-def parts(name: str, net: Net | None = None, **settings: Any) -> tuple[Any, Net, Meta]:
-    algorithm, net = make_algorithm(name, **settings), net or make_net()
-    return algorithm, net, make_meta(algorithm, net)
 
 
 def small_mlp(item: tuple[int, ...] = (1,), outputs: int = 1, widths: tuple[int, ...] = (5, 4)) -> Net:
@@ -51,38 +43,6 @@ def curves(seed: int = 0) -> EpisodeBatch:
     slope = torch.randn(TASKS, 1, 1, generator=generator, dtype=torch.float64)
     a, b = torch.randn(2, TASKS, 6, 1, generator=generator, dtype=torch.float64)
     return EpisodeBatch(a, slope * a, b, slope * b)
-
-
-def same(ours: Any, net: Net, meta: Meta, episodes: EpisodeBatch, reference: Callable[[Episode], Tensor]) -> None:
-    """The method's predictions in each task, and its meta-gradient, are those of the reference's predictions."""
-
-    def loss(task: Episode) -> Tensor:
-        f = F.mse_loss if task.query_y.is_floating_point() else F.cross_entropy
-        return f(reference(task), task.query_y)
-
-    for task in one_by_one(episodes):
-        assert gap(ours.predict(net, meta, task), reference(task)) < TOLERANCE
-    gradient, metrics, _ = vmapped_gradient(ours, net, meta, episodes)
-    plain = loop_gradient(loss, meta, episodes)
-    for n in plain:
-        assert plain[n].norm() > 1e-7, n
-        assert gap(gradient[n], plain[n]) < TOLERANCE, n
-    assert gap(metrics["loss"], torch.stack([loss(task) for task in one_by_one(episodes)]).mean()) < TOLERANCE
-
-
-def embed(w: Meta, x: Tensor, film: tuple[int, Tensor, Tensor] | None = None) -> Tensor:
-    """`small.CONV4` with batch statistics; FiLM after norm i for film = (i, factor, shift)."""
-    for i in range(2):
-        x = F.conv2d(x, w[f"conv{i}.weight"], None, stride=2, padding=1)
-        x = F.batch_norm(x, None, None, w[f"norm{i}.weight"], w[f"norm{i}.bias"], training=True)
-        if film and film[0] == i:
-            x = film[1][:, None, None] * x + film[2][:, None, None]
-        x = F.relu(x)
-    return x.flatten(1)
-
-
-def classify(w: Meta, x: Tensor) -> Tensor:
-    return F.linear(embed(w, x), w["head.weight"], w["head.bias"])
 
 
 # CAVIA
@@ -106,7 +66,7 @@ def test_cavia_adapts_a_context_that_scales_and_shifts_one_norms_output(layer: s
             p = p - 2.0 * torch.autograd.grad(loss, p, create_graph=True)[0]
         return with_context(p, task.query_x)
 
-    same(ours, net, meta, make_episodes(), reference)
+    same_predictions(ours, net, meta, make_episodes(), reference)
 
 
 def test_cavia_without_norms_is_the_context_beside_the_first_layers_input() -> None:
@@ -125,7 +85,7 @@ def test_cavia_without_norms_is_the_context_beside_the_first_layers_input() -> N
             p = p - 0.1 * torch.autograd.grad(loss, p, create_graph=True)[0]
         return with_context(p, task.query_x)
 
-    same(ours, net, meta, curves(), reference)
+    same_predictions(ours, net, meta, curves(), reference)
 
 
 @pytest.mark.parametrize(("blocks", "layer"), [(1, "norm0"), (2, "norm0"), (3, "norm1"), (4, "norm2"), (8, "norm4")])
@@ -178,7 +138,7 @@ def test_protomaml_is_maml_from_a_head_of_class_means(steps: int, first_order: b
         return classify(w, task.query_x)
 
     assert not [n for n in meta if n.startswith("head.")]
-    same(ours, net, meta, make_episodes(), reference)
+    same_predictions(ours, net, meta, make_episodes(), reference)
 
 
 def test_protomaml_answers_like_a_prototypical_network_before_its_first_step() -> None:
@@ -237,11 +197,6 @@ def weight_by_weight(meta: Meta, answer: Callable[[Meta, Tensor], Tensor], task:
     return answer(whole(), task.query_x)
 
 
-def plain_mlp(w: Meta, x: Tensor) -> Tensor:
-    x = F.relu(F.linear(x.flatten(1), w["linear0.weight"], w["linear0.bias"]))
-    return F.linear(x, w["head.weight"], w["head.bias"])
-
-
 def tiny_images(seed: int = 3) -> EpisodeBatch:
     episodes = make_episodes(seed=seed)
     return episodes._replace(support_x=episodes.support_x[..., :2, :3], query_x=episodes.query_x[..., :2, :3])
@@ -256,9 +211,9 @@ def test_metalstm_updates_each_weight_by_one_lstm(kind: str, steps: int) -> None
     episodes = tiny_images() if classes else curves()
 
     def reference(task: Episode) -> Tensor:
-        return weight_by_weight(meta, plain_mlp, task, steps)
+        return weight_by_weight(meta, fully_connected, task, steps)
 
-    same(ours, net, meta, episodes, reference)
+    same_predictions(ours, net, meta, episodes, reference)
 
 
 def test_metalstm_squashes_small_and_large_numbers_as_the_paper_does() -> None:
@@ -429,5 +384,5 @@ def test_baselinepp_bears_features_that_are_all_zero() -> None:
 def test_methods_of_classes_refuse_regression_and_say_what_fits(name: str) -> None:
     ours = make_algorithm(name)
     ours.check(make_net(), CLASSES)
-    with pytest.raises(ValueError, match="regression; maml"):
+    with pytest.raises(ValueError, match="regression; r2d2, maml"):
         ours.check(small_mlp(), REGRESSION)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms.plain import TOLERANCE, maps, parts, same_predictions
 from contract.small import (
     CONV4,
     MLP,
@@ -26,7 +27,6 @@ from contract.small import (
     loop_gradient,
     make_algorithm,
     make_episodes,
-    make_meta,
     make_net,
     moments_of,
     one_by_one,
@@ -45,9 +45,8 @@ from metarun.engine.evaluate import over_tasks, value
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
-from metarun.types import Episode, EpisodeBatch, Meta, Net, TaskShape
+from metarun.types import Episode, EpisodeBatch, Meta, TaskShape
 
-TOLERANCE = 1e-9
 CLASSES = TaskShape("classification", WAY, SHOT, QUERY)
 REGRESSION = TaskShape("regression", 1, 5, 10)
 
@@ -65,39 +64,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def parts(name: str, given: Net | None = None, **settings: Any) -> tuple[Any, Net, Meta]:
-    algorithm, net = make_algorithm(name, **settings), make_net() if given is None else given
-    return algorithm, net, make_meta(algorithm, net)
-
-
-def embed(w: Meta, task: Episode) -> tuple[Tensor, Tensor]:
-    """`small.CONV4` with batch statistics, of support and queries together."""
-    x = torch.cat([task.support_x, task.query_x])
-    for i in range(2):
-        x = F.conv2d(x, w[f"conv{i}.weight"], None, stride=2, padding=1)
-        x = F.relu(F.batch_norm(x, None, None, w[f"norm{i}.weight"], w[f"norm{i}.bias"], training=True))
-    n = len(task.support_x)
-    return x[:n], x[n:]
+def embedded(w: Meta, task: Episode) -> tuple[Tensor, Tensor]:
+    """The maps of support and queries together."""
+    both = maps(w, torch.cat([task.support_x, task.query_x]))
+    return both[: len(task.support_x)], both[len(task.support_x) :]
 
 
 def flat(w: Meta, task: Episode) -> tuple[Tensor, Tensor]:
-    support, query = embed(w, task)
+    support, query = embedded(w, task)
     return support.flatten(1), query.flatten(1)
-
-
-def same(algorithm: Any, net: Net, meta: Meta, logits: Callable[[Episode], Tensor], tolerance: float = 1e-9) -> None:
-    """Predictions in each task, and the meta-gradient under vmap, are the reference's."""
-    episodes = make_episodes()
-    for task in one_by_one(episodes):
-        with torch.no_grad():
-            assert gap(algorithm.predict(net, meta, task), logits(task)) < tolerance
-    ours, metrics, _ = vmapped_gradient(algorithm, net, meta, episodes)
-    plain = loop_gradient(lambda task: F.cross_entropy(logits(task), task.query_y), meta, episodes)
-    for n in plain:
-        assert plain[n].norm() > 1e-8, n
-        assert gap(ours[n], plain[n]) < tolerance, n
-    mean = torch.stack([F.cross_entropy(logits(task), task.query_y) for task in one_by_one(episodes)]).mean()
-    assert gap(metrics["loss"], mean) < tolerance
 
 
 # All of them
@@ -192,13 +167,13 @@ def cosines(w: Meta, task: Episode) -> Tensor:
 
 def test_protonets_cosine_is_ten_times_the_cosine_with_the_class_mean() -> None:
     algorithm, net, meta = parts("protonet", distance="cosine")
-    same(algorithm, net, meta, lambda task: 10 * cosines(meta, task))
+    same_predictions(algorithm, net, meta, make_episodes(), lambda task: 10 * cosines(meta, task))
 
 
 def test_protonets_scale_is_learned() -> None:
     algorithm, net, meta = parts("protonet", distance="cosine", scale=3.0, learn_scale=True)
     assert algorithm.init(net, torch.Generator())["algo.scale"] == 3
-    same(algorithm, net, meta, lambda task: meta["algo.scale"] * cosines(meta, task))
+    same_predictions(algorithm, net, meta, make_episodes(), lambda task: meta["algo.scale"] * cosines(meta, task))
 
 
 def test_protonets_scale_multiplies_distances_too() -> None:
@@ -239,7 +214,7 @@ def test_matching_network_sums_attention_over_labels(scale: float) -> None:
         support, query = flat(meta, task)
         return attended(support, task.support_y, query, scale)
 
-    same(algorithm, net, meta, logits)
+    same_predictions(algorithm, net, meta, make_episodes(), logits)
     for task in one_by_one(make_episodes()):
         assert gap(algorithm.predict(net, meta, task).exp().sum(1), torch.ones(6).double()) < TOLERANCE
 
@@ -297,7 +272,7 @@ def test_full_context_embeddings_are_torchs_lstms(steps: int) -> None:
         g = g + sum(torch_lstm(meta, g).chunk(2, 1))
         return attended(g, task.support_y, torch.stack([read(meta, q, g, steps) for q in f]), 1.0)
 
-    same(algorithm, net, meta, logits)
+    same_predictions(algorithm, net, meta, make_episodes(), logits)
 
 
 # Relation network
@@ -331,7 +306,7 @@ def test_relation_network_scores_every_pair() -> None:
     algorithm, net, meta = parts("relationnet", channels=6, hidden=5)
 
     def relations(task: Episode) -> Tensor:
-        support, query = embed(meta, task)
+        support, query = embedded(meta, task)
         return module(meta, joined(sums(support, task.support_y), query), batch_norm(meta)).view(-1, WAY)
 
     episodes = make_episodes()
@@ -378,7 +353,7 @@ def test_a_relation_norm_keeps_moving_averages_over_the_pairs_and_predicts_with_
         met[f"{n}.var"], met[f"{n}.mean"] = torch.var_mean(x, (0, 2, 3), correction=0)
         return batch_norm(meta)(n, x)
 
-    support, query = embed(meta, task)
+    support, query = embedded(meta, task)
     module(meta, joined(sums(support, task.support_y), query), keep)
     ours = algorithm.loss(net, meta, task).moments
     assert ours.keys() == algorithm.fresh_running(net).keys() == met.keys() | net.fresh_running().keys()

@@ -5,44 +5,22 @@ Nothing of the references is metarun's: not the network, not the norm, not the i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms.plain import TOLERANCE, classify, embed, leaves, parts, same_gradient, slopes
 from contract.small import (
     WAY,
     gap,
-    loop_gradient,
-    make_algorithm,
     make_episodes,
-    make_meta,
-    make_net,
     one_by_one,
     vmapped_gradient,
 )
 from torch import Tensor
 
-from metarun.types import Episode, Meta, Net
-
-TOLERANCE = 1e-9
-
-
-def embed(w: Meta, x: Tensor) -> Tensor:
-    """`small.CONV4` with batch statistics."""
-    for i in range(2):
-        x = F.conv2d(x, w[f"conv{i}.weight"], None, stride=2, padding=1)
-        x = F.relu(F.batch_norm(x, None, None, w[f"norm{i}.weight"], w[f"norm{i}.bias"], training=True))
-    return x.flatten(1)
-
-
-def classify(w: Meta, x: Tensor) -> Tensor:
-    return F.linear(embed(w, x), w["head.weight"], w["head.bias"])
-
-
-def slopes(loss: Tensor, weights: Meta) -> Meta:
-    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), create_graph=True)))
+from metarun.types import Episode, Meta
 
 
 def descended(w: Meta, task: Episode, lr: float, steps: int) -> Meta:
@@ -50,25 +28,6 @@ def descended(w: Meta, task: Episode, lr: float, steps: int) -> Meta:
         slope = slopes(F.cross_entropy(classify(w, task.support_x), task.support_y), w)
         w = {n: v - lr * slope[n] for n, v in w.items()}
     return w
-
-
-def leaves(w: Meta) -> Meta:
-    return {n: v.detach().clone().requires_grad_() for n, v in w.items()}
-
-
-def parts(name: str, **settings: Any) -> tuple[Any, Net, Meta]:
-    algorithm, net = make_algorithm(name, **settings), make_net()
-    return algorithm, net, make_meta(algorithm, net)
-
-
-def same_gradient(algorithm: Any, net: Net, meta: Meta, reference: Callable[[Episode], Tensor]) -> None:
-    episodes = make_episodes()
-    ours, metrics, _ = vmapped_gradient(algorithm, net, meta, episodes)
-    plain = loop_gradient(reference, meta, episodes)
-    for n in plain:
-        assert gap(ours[n], plain[n]) < TOLERANCE, n
-    mean = torch.stack([reference(task) for task in one_by_one(episodes)]).mean()
-    assert gap(metrics["loss"], mean) < TOLERANCE
 
 
 # MAML and its kin
@@ -81,6 +40,7 @@ def test_maml_is_differentiated_through_its_inner_steps(steps: int) -> None:
         algorithm,
         net,
         meta,
+        make_episodes(),
         lambda task: F.cross_entropy(classify(descended(meta, task, 0.3, steps), task.query_x), task.query_y),
     )
 
@@ -120,6 +80,7 @@ def test_anil_adapts_its_head_and_is_differentiated_through_it(steps: int) -> No
         algorithm,
         net,
         meta,
+        make_episodes(),
         lambda task: F.cross_entropy(classify(descended_head(meta, task, 0.3, steps), task.query_x), task.query_y),
     )
 
@@ -198,7 +159,9 @@ def test_protonets_logits_are_distances_to_the_class_means() -> None:
     algorithm, net, meta = parts("protonet")
     for task in one_by_one(make_episodes()):
         assert gap(algorithm.predict(net, meta, task), distances(meta, task)) < TOLERANCE
-    same_gradient(algorithm, net, meta, lambda task: F.cross_entropy(distances(meta, task), task.query_y))
+    same_gradient(
+        algorithm, net, meta, make_episodes(), lambda task: F.cross_entropy(distances(meta, task), task.query_y)
+    )
 
 
 def test_protonet_has_no_head_and_takes_no_steps() -> None:

@@ -117,6 +117,24 @@ def test_the_labels_of_the_support_set_do(name: str) -> None:
     assert gap(other, told) > 1e-4
 
 
+# Support
+
+
+@every_pair
+def test_the_order_of_the_support_set_matters_only_where_it_is_said_to(name: str, model: Model) -> None:
+    algorithm, net, meta = parts(name, model)
+    task = first_task()
+    order = torch.arange(len(task.support_y)).roll(1)
+    shuffled = task._replace(support_x=task.support_x[order], support_y=task.support_y[order])
+    with torch.no_grad():
+        before, after = algorithm.predict(net, meta, task), algorithm.predict(net, meta, shuffled)
+    if algorithm.in_turn:
+        assert gap(after, before) > 1e-4
+        return
+    assert gap(after, before) < EXACT
+    assert gap(algorithm.loss(net, meta, shuffled).loss, algorithm.loss(net, meta, task).loss) < EXACT
+
+
 # Queries
 
 
