@@ -10,10 +10,8 @@ import contextlib
 import importlib
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -40,9 +38,12 @@ VERSION_BASE = "1.3"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def run(command: str, args: list[str], conf: Path) -> int:
-    """Runs a command under Hydra; the exit code. A person's mistake is a short message and 2, never a traceback."""
-    app = App(command, conf)
+def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) -> int:
+    """Runs a command under Hydra; the exit code. A person's mistake is a short message and 2, never a traceback.
+
+    `started` is called once all is imported and a job begins.
+    """
+    app = App(command, conf, started)
     asked_full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     before = sys.argv, os.environ.get(FULL_ERROR)
     try:
@@ -116,6 +117,7 @@ class App:
 
     command: str
     conf: Path
+    started: Callable[[], None]
     overrides: list[str] = field(default_factory=list)
     config_dir: str | None = None
     help: bool = False
@@ -166,10 +168,10 @@ class App:
         """What Hydra calls for each job."""
 
         def task(cfg: DictConfig) -> None:
-            with _ctrl_c_ends_at_once():
-                importlib.import_module("metarun.run")
-                from metarun.commands import execute
+            importlib.import_module("metarun.run")
+            from metarun.commands import execute
 
+            self.started()
             self._note_folders()
             self.running = True
             self.codes.append(execute(self.command, cfg))
@@ -328,25 +330,6 @@ class App:
             except HydraException:
                 cfg = compose(self.command)
         return [*groups, *leaves(OmegaConf.to_container(cfg))]  # type: ignore[arg-type]
-
-
-@contextlib.contextmanager
-def _ctrl_c_ends_at_once() -> Iterator[None]:
-    """For while torch is imported: somewhere in there a KeyboardInterrupt can be caught and forgotten."""
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: Any) -> None:
-        os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _parse(args: list[str], command: str) -> argparse.Namespace:

@@ -7,8 +7,11 @@ shell completion stand behind it as Hydra users know them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import wrap
@@ -17,7 +20,7 @@ from metarun import __version__
 
 COMMANDS = {
     "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
-    "eval": "evaluate a trained run on test classes: run=PATH|latest",
+    "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
@@ -150,6 +153,29 @@ def _completion(args: list[str]) -> int:
 
 
 def _hydra(command: str, args: list[str]) -> int:
-    from metarun.app import run
+    with _ctrl_c_ends_at_once() as usual:
+        from metarun.app import run
 
-    return run(command, args, conf_dir())
+        return run(command, args, conf_dir(), usual)
+
+
+@contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[Callable[[], None]]:
+    """Until the function that it gives is called: somewhere in all that is imported an exception may be forgotten."""
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+
+    def end(number: int, frame: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    def usual() -> None:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield usual
+    finally:
+        usual()

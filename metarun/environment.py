@@ -15,7 +15,7 @@ import torch
 from metarun import __version__
 from metarun.device import describe
 
-PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy")
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pillow", "scikit-learn")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
