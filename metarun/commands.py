@@ -69,7 +69,7 @@ def _execute(command: str, cfg: DictConfig) -> int:
     tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
     if command == "eval":
-        return evaluation.evaluate(config.settled_request(tree))
+        return evaluation.evaluate(config.settled_request(tree), _asked_folder())
     resume = tree.pop("resume", None)
     if resume == "":
         raise InputError("resume= needs the path of a run, or latest")

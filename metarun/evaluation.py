@@ -164,26 +164,27 @@ def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
     return report(subject, examined(subject))
 
 
-def evaluate(asked: Tree) -> int:
-    """`metarun eval`: one run, two on the same tasks, or many that differ in their seed."""
-    banks = Banks(asked["eval"]["split"])
-    if asked["runs"]:
-        return _over_seeds(asked, banks)
-    return _versus(asked, banks) if asked["versus"] else _one(asked, banks)
+def evaluate(asked: Tree, into: Path | None) -> int:
+    """`metarun eval`: one run, two on the same tasks, or many that differ in their seed.
+
+    Its results go into the folder `into`, or a new one.
+    """
+    how = _over_seeds if asked["runs"] else _versus if asked["versus"] else _one
+    return how(asked, Banks(asked["eval"]["split"]), into)
 
 
-def _one(asked: Tree, banks: Banks) -> int:
+def _one(asked: Tree, banks: Banks, into: Path | None) -> int:
     folder = runs.find(asked["run"], "run")
     subject = rebuilt(changed(folder, asked), folder, asked["checkpoint"], banks, asked["eval"]["classifier"])
     own = report(subject, examined(subject))
-    out = runs.claim("eval", own.tree)
+    out = runs.claim("eval", own.tree, into)
     write(own, out)
     draw(own, out, print)
     show(own, print)
     return _told(out)
 
 
-def _versus(asked: Tree, banks: Banks) -> int:
+def _versus(asked: Tree, banks: Banks, into: Path | None) -> int:
     folder, other = runs.find(asked["run"], "run"), runs.find(asked["versus"], "versus")
     a = rebuilt(changed(folder, asked), folder, asked["checkpoint"], banks, asked["eval"]["classifier"])
     tree = changed(other, asked, METHOD) | {"eval": a.tree["eval"]}
@@ -197,14 +198,14 @@ def _versus(asked: Tree, banks: Banks) -> int:
     except InputError as e:
         raise InputError(f"versus={asked['versus']}: {e}") from None
     both = Versus(*(report(subject, examined(subject)) for subject in (a, b)))
-    out = runs.claim("eval", both.a.tree)
+    out = runs.claim("eval", both.a.tree, into)
     write(both.a, out, both.json(), {"versus": both.b})
     draw(both.a, out, print, both.lines)
     both.show(print)
     return _told(out)
 
 
-def _over_seeds(asked: Tree, banks: Banks) -> int:
+def _over_seeds(asked: Tree, banks: Banks, into: Path | None) -> int:
     folders = many(asked["runs"])
     trees = [changed(folder, asked) for folder in folders]
     folders, trees = zip(*sorted(zip(folders, trees), key=lambda pair: pair[1]["seed"]))
@@ -221,7 +222,7 @@ def _over_seeds(asked: Tree, banks: Banks) -> int:
         trained=min(subject.trained for subject in subjects),
     )
     seeds = Seeds(each, average)
-    out = runs.claim("eval", average.tree)
+    out = runs.claim("eval", average.tree, into)
     write(average, out, seeds.json(), seeds.named)
     draw(average, out, print, {f"mean of {len(each)} runs": average}, each)
     seeds.show(print)

@@ -115,6 +115,22 @@ def test_eval_finds_the_same_again_and_more_steps(metarun: Metarun, here: Path) 
     assert "curve.png" not in names(none)
 
 
+def test_eval_writes_where_it_is_told_and_over_nothing(metarun: Metarun, here: Path) -> None:
+    said = metarun("eval", "run=r/maml0", "hydra.run.dir=found")
+    assert written(said, here) == here / "found"
+    assert not (here / "outputs").exists()
+    for words in (["versus=r/maml1"], ["eval.episodes=9"]):
+        assert written(metarun("eval", "run=r/maml0", "hydra.run.dir=found", *words), here) != here / "found"
+    assert content(here / "found")["tasks"] != 9
+    assert metarun("eval", "run=r/nothing", "hydra.run.dir=empty").code == 2
+    assert not (here / "empty").exists()
+
+
+def test_many_evaluations_are_kept_together(metarun: Metarun, here: Path) -> None:
+    assert metarun("eval", "-m", "run=r/maml0,r/maml1", "eval.episodes=9", "hydra.sweep.dir=many").code == 0
+    assert [content(here / "many" / job)["tasks"] for job in "01"] == [9, 9]
+
+
 def test_what_is_said_of_the_norms_is_what_was_used(metarun: Metarun, here: Path) -> None:
     for statistics, transductive in (("batch", True), ("support", False)):
         said = metarun("eval", "run=r/maml0", f"eval.statistics={statistics}")
@@ -334,7 +350,7 @@ def test_classical_needs_classes_and_scikit_learn(
     before = files(here)
     said = metarun("train", *tiny("classical", "sinusoid"))
     assert said.code == 2
-    assert said.errors == ["algo=classical: needs classes, and these tasks are regression; maml, anil, reptile fit"]
+    assert said.errors == ["algo=classical: needs classes, and these tasks are regression; r2d2, maml, anil, reptile fit"]
     monkeypatch.setattr("metarun.algorithms.classical.find_spec", lambda name: None)
     way_out = "scikit-learn is not installed here: pip install 'metarun[classical]'"
     for words in (["train", *CLASSICAL], ["eval", "run=r/maml0", "eval.classifier=svm"]):
