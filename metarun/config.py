@@ -13,13 +13,23 @@ import yaml
 from metarun.hints import did_you_mean
 from metarun.registry import ROOMS, known, load_plugins, lookup
 from metarun.schema import Complaints, Tree, checked, convert, limits_of, made, shown, spelled_out
-from metarun.settings import CheckpointSettings, DeviceSettings, EvalSettings, TaskSettings, TrainSettings
-from metarun.types import Algorithm, Dataset, InputError, setting
+from metarun.settings import (
+    AugmentSettings,
+    CheckpointSettings,
+    DataSettings,
+    DeviceSettings,
+    EvalSettings,
+    TaskSettings,
+    TrainSettings,
+)
+from metarun.types import Algorithm, Dataset, InputError, Place, setting
 
 __all__ = ["Tree", "known", "load_plugins", "lookup"]  # part of this module for those who use it
 
 NODES: dict[str, type] = {
     "task": TaskSettings,
+    "data": DataSettings,
+    "augment": AugmentSettings,
     "train": TrainSettings,
     "eval": EvalSettings,
     "checkpoint": CheckpointSettings,
@@ -85,6 +95,8 @@ class Plan:
     """A run, checked. `model` waits for what only the data knows: item_shape and outputs."""
 
     task: TaskSettings
+    data: DataSettings
+    augment: AugmentSettings
     train: TrainSettings
     eval: EvalSettings
     checkpoint: CheckpointSettings
@@ -94,6 +106,10 @@ class Plan:
     model: Callable[..., Any]
     seed: int
     data_root: Path
+
+    @property
+    def place(self) -> Place:
+        return Place(self.data_root, self.data.offline, self.data.skip_broken)
 
 
 def deferred(kind: str, tree: Tree) -> Callable[..., Any]:

@@ -18,6 +18,13 @@ def pick(settings: DeviceSettings) -> torch.device:
     return torch.device("cuda" if there and settings.kind != "cpu" else "cpu")
 
 
+def budget(settings: DeviceSettings, device: torch.device) -> int | None:
+    """The bytes of a split's items that may lie on the device; None: any number, on a CPU, where files are mapped."""
+    if settings.data_budget is not None:
+        return int(settings.data_budget * 1e9)
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+
+
 def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

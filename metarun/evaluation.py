@@ -14,7 +14,7 @@ from metarun.build import network, sampler, serves, trains
 from metarun.comparison import Seeds, Versus, alike
 from metarun.config import Plan, Tree
 from metarun.confusion import Confusion
-from metarun.device import pick
+from metarun.device import budget, pick
 from metarun.engine.evaluate import Outcomes, joined, outcomes, queries_see_one_another, score
 from metarun.report import Report, draw, show, write
 from metarun.types import MEASURES, Bank, InputError, Meta, Net, Sampler
@@ -32,11 +32,12 @@ class Banks:
 
     def of(self, plan: Plan) -> tuple[Bank, str]:
         """On the plan's device, with what tells it from other data."""
-        key = repr((plan.dataset, plan.data_root))
+        key = repr((plan.dataset, plan.place))
         if key not in self._loaded:
-            bank = plan.dataset.load(self.split, plan.data_root)
+            bank = plan.dataset.load(self.split, plan.place)
             digest = bank.digest()
-            self._loaded[key] = bank.to(pick(plan.device)), digest
+            device = pick(plan.device)
+            self._loaded[key] = bank.to(device, budget(plan.device, device)), digest
         return self._loaded[key]
 
 

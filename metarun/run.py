@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from metarun import checkpoint, config, runs
-from metarun.build import network, sampler, serves, trains
+from metarun.build import network, sampler, serves, training, trains
 from metarun.config import Plan, Tree
-from metarun.device import describe, pick
+from metarun.device import budget, describe, pick
 from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import fit
 from metarun.engine.optim import make_optimizer, make_scheduler
@@ -71,11 +71,13 @@ def prepare(tree: Tree) -> Session:
     plan = config.read(tree)
     logger = config.component("logger", tree)
     device = pick(plan.device)
-    banks = {split: plan.dataset.load(split, plan.data_root) for split in SPLITS}
+    banks = {split: plan.dataset.load(split, plan.place) for split in SPLITS}
+    banks["train"] = training(plan, banks["train"])
     digests = {split: bank.digest() for split, bank in banks.items()}
     wrong = Complaints()
-    train = wrong.about(lambda: sampler(plan, "train", banks["train"].to(device)))
-    val = wrong.about(lambda: sampler(plan, "val", banks["val"].to(device)))
+    room = budget(plan.device, device)
+    train = wrong.about(lambda: sampler(plan, "train", banks["train"].to(device, room)))
+    val = wrong.about(lambda: sampler(plan, "val", banks["val"].to(device, room)))
     wrong.about(lambda: sampler(plan, "test", banks["test"]))  # evaluation's alone; here for whether it can be done
     wrong.end()
     net, test_net = network(plan, train), network(plan, val)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from metarun.config import Tree, load_tree, read, whole
+from metarun.config import NODES, Tree, load_tree, read, whole
 from metarun.files import write_atomic
 from metarun.types import InputError
 
@@ -80,7 +80,7 @@ def write_config(folder: Path, tree: Tree) -> None:
 
 def read_config(folder: Path) -> Tree:
     """A run's own config, checked. Raises `InputError` for one that no run of metarun's has written."""
-    tree = load_tree(folder / CONFIG)
+    tree = {node: {} for node in NODES} | load_tree(folder / CONFIG)  # an older run may not have all
     try:
         read(tree)
         return whole(tree)  # what a newer metarun has more to set was at its default

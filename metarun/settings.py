@@ -18,6 +18,38 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
+class DataSettings:
+    """How data is come by, and how much of it training sees.
+
+    `offline`: nothing is downloaded. `skip_broken`: images that do not decode are left out. `classes`, `images`: train
+    on that many classes, on that many images of each, both chosen by the run's seed (None: all).
+    """
+
+    offline: bool = setting(False)
+    skip_broken: bool = setting(False)
+    classes: int | None = setting(None, least=2)
+    images: int | None = setting(None, least=1)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What is done to training images, each drawn anew for every image of every episode; nothing in evaluation.
+
+    `crop` moves an image by up to so many pixels, the edge filled with black. `flip` mirrors every other one.
+    `rotation` turns by up to so many degrees either way. `jitter` is the most that brightness, contrast and saturation
+    change, as a part of 1. `erase` is how often a rectangle of 2 to 33 % of the image is blacked out. `turn_classes`
+    makes classes of their own of every class turned by 90, 180 and 270 degrees.
+    """
+
+    crop: int = setting(0, least=0)
+    flip: bool = setting(False)
+    rotation: float = setting(0.0, least=0, most=180)
+    jitter: float = setting(0.0, least=0, below=1)
+    erase: float = setting(0.0, least=0, most=1)
+    turn_classes: bool = setting(False)
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """The outer loop. `lr`, `optimizer` and `schedule` are those of the meta-update."""
 
@@ -56,10 +88,13 @@ class CheckpointSettings:
 class DeviceSettings:
     """Where and in what portions to compute. Nothing here changes what is computed.
 
-    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU.
+    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU;
+    `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
+    the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
     chunk: int | None = setting(None, least=1)
     eval_batch: int = setting(50, least=1)
     threads: int | None = setting(None, least=1)
+    data_budget: float | None = setting(None, least=0)

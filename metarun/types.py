@@ -271,7 +271,15 @@ class Bank(Protocol):
         """Tells two banks apart: 8 hex digits. Call it before the bank goes to a GPU."""
         ...
 
-    def to(self, device: Any) -> Bank: ...
+    def to(self, device: Any, budget: int | None = None) -> Bank:
+        """With its episodes on `device`, and all its items too where they take no more than `budget` bytes."""
+        ...
+
+    @property
+    def ahead(self) -> bool:
+        """Whether episodes take so long to gather that a thread should make them before they are asked for."""
+        ...
+
     def episodes(self, way: int, shot: int, query: int, seed: int, split: str, asked_by: str) -> Sampler:
         """Raises `InputError`, naming settings of the node `asked_by`, where there are too few classes or items."""
         ...
@@ -281,10 +289,21 @@ class Bank(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where files of data are, and what may be done about them."""
+
+    root: Path
+    offline: bool = False
+    """nothing is downloaded"""
+    skip_broken: bool = False
+    """images that do not decode are left out, named and counted; otherwise they are an error"""
+
+
 class Dataset(Protocol):
     """Where tasks come from: a frozen dataclass whose fields are its config schema."""
 
-    def load(self, split: str, data_root: Path) -> Bank:
+    def load(self, split: str, place: Place) -> Bank:
         """The tasks of `train`, `val` or `test`. Raises `InputError` for data that is missing or broken."""
         ...
 

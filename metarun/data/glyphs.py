@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from torch import Generator, Tensor
 
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
-from metarun.types import register, setting
+from metarun.types import Place, register, setting
 
 VERSION = 1
 """Raise it whenever the same seed would give other drawings: caches made before are then left alone."""
@@ -274,8 +273,8 @@ class Glyphs:
 
     seed: int = setting(0, least=0, most=2**32 - 1)
 
-    def load(self, split: str, data_root: Path) -> ClassBank:
-        """Items (N, 1, 28, 28), made in seconds the first time and cached; `data_root` is not used."""
+    def load(self, split: str, place: Place) -> ClassBank:
+        """Items (N, 1, 28, 28), made in seconds the first time and cached; `place` is not used."""
         drawn = cached("glyphs", f"version={VERSION} seed={self.seed}", lambda: make(self.seed))
         alphabets = ALPHABETS[split]
         items = drawn["items"][alphabets.start : alphabets.stop].flatten(0, 2)

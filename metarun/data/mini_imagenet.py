@@ -11,33 +11,23 @@ are in which split is for the files to say: `train/`, `val/` and `test/` with a 
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
-from metarun.types import SPLITS, InputError, register, setting
+from metarun.data.images import LARGEST, Form, Ref, image_bank, is_image
+from metarun.data.reading import reading
+from metarun.data.splits import check_disjoint
+from metarun.data.tables import read_csv
+from metarun.types import SPLITS, InputError, Place, register, setting
 
-VERSION = 1
-"""of the packed form: raise it when what `_pack` makes changes"""
 FOLDERS = ("mini-imagenet", "mini_imagenet")
 CLASSES = {"train": 64, "val": 16, "test": 20}
 IMAGES = 600
-AT_ONCE = 64
-"""images that a thread takes at a time"""
 
 Classes = dict[str, list[Path]]
 """The images of each class; both sorted by name."""
@@ -48,28 +38,15 @@ Classes = dict[str, list[Path]]
 class MiniImageNet:
     """Reads `DATA_ROOT/mini-imagenet`, in either layout. Nothing is downloaded: ImageNet may not be handed on."""
 
-    image_size: int = setting(84, least=1, most=1024)
+    image_size: int = setting(84, least=1, most=LARGEST)
 
-    def load(self, split: str, data_root: Path) -> ClassBank:
-        folder, layout = _find(data_root)
-        names = {s: layout.names(folder, s) for s in SPLITS}
-        _check_disjoint(folder, names)
+    def load(self, split: str, place: Place) -> ClassBank:
+        folder, layout = _find(place.root)
+        check_disjoint({s: layout.names(folder, s) for s in SPLITS}, str(folder))
         classes = layout.images(folder, split)
         _warn_of_size(folder, split, classes)
-        paths = [path for images in classes.values() for path in images]
-        # One file for each split, so that an evaluation need not read the training images.
-        key = f"{VERSION} {self.image_size} {_stamp(folder, classes)}"
-        packed = cached("mini_imagenet", key, lambda: _pack(split, paths, self.image_size))
-        sizes = torch.tensor([0, *map(len, classes.values())])
-        # A copy, in order that the bank does not stay tied to the cache file.
-        return ClassBank(packed["items"].clone(), sizes.cumsum(0), tuple(classes))
-
-
-def _check_disjoint(folder: Path, names: dict[str, list[str]]) -> None:
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if shared := sorted({*names[one]} & {*names[other]}):
-            which = f"class '{shared[0]}' is" if len(shared) == 1 else f"{len(shared)} classes, '{shared[0]}' one, are"
-            raise InputError(f"{folder}: {which} in both {one} and {other}: a class belongs in one split")
+        refs = {name: [Ref(str(path)) for path in paths] for name, paths in classes.items()}
+        return image_bank("mini_imagenet", split, refs, Form(self.image_size), place)
 
 
 def _warn_of_size(folder: Path, split: str, classes: Classes) -> None:
@@ -96,19 +73,9 @@ class Layout:
     images: Callable[[Path, str], Classes]
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): allow it, or set data_root to a copy that can be"
-        ) from error
-
-
 def _find(data_root: Path) -> tuple[Path, Layout]:
     """The folder and how it is laid out; `InputError` with what to put where."""
-    with _reading(data_root):
+    with reading(data_root):
         there = [data_root / name for name in FOLDERS if (data_root / name).is_dir()]
         lacks = {
             (folder, layout): [name for name in layout.needs if not (folder / name).exists()]
@@ -131,7 +98,7 @@ def _find(data_root: Path) -> tuple[Path, Layout]:
 
 
 def _class_folders(folder: Path, split: str) -> list[str]:
-    with _reading(folder / split), os.scandir(folder / split) as entries:
+    with reading(folder / split), os.scandir(folder / split) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
     if not names:
         raise InputError(f"{folder / split} holds no folders: put one with images there for each class")
@@ -139,15 +106,12 @@ def _class_folders(folder: Path, split: str) -> list[str]:
 
 
 def _in_folders(folder: Path, split: str) -> Classes:
-    from PIL import Image
-
-    suffixes = Image.registered_extensions()
     classes: Classes = {}
     for name in _class_folders(folder, split):
         place = folder / split / name
-        with _reading(place):
+        with reading(place):
             files = sorted(file for file in os.listdir(place) if not file.startswith("."))  # noqa: PTH208
-        classes[name] = [path for file in files if (path := place / file).suffix.lower() in suffixes]
+        classes[name] = [place / file for file in files if is_image(file)]
         if not classes[name]:
             raise InputError(f"{place} holds no images: put the images of that class there, or remove it")
     return classes
@@ -156,16 +120,7 @@ def _in_folders(folder: Path, split: str) -> Classes:
 def _rows(folder: Path, split: str) -> list[tuple[str, str]]:
     """(filename, label) of each image of a split, sorted"""
     path = folder / f"{split}.csv"
-    try:
-        with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = ([cell.strip() for cell in row] for row in csv.reader(file) if row)
-        name, label = header.index("filename"), header.index("label")
-        found = sorted((row[name], row[label]) for row in rows)
-    except (ValueError, IndexError, csv.Error) as error:
-        raise InputError(
-            f"{path} is no table of images ({error}): its first line must be filename,label, and every other one "
-            "must name an image and its class"
-        ) from None
+    found = sorted((row["filename"], row["label"]) for _, row in read_csv(path, ["filename", "label"]))
     if not found or not all(cell for row in found for cell in row):
         raise InputError(f"{path} {'has lines without an image or a class' if found else 'names no images'}")
     return found
@@ -176,7 +131,7 @@ def _labels(folder: Path, split: str) -> list[str]:
 
 
 def _in_csv(folder: Path, split: str) -> Classes:
-    with _reading(folder / "images"):
+    with reading(folder / "images"):
         inside = set(os.listdir(folder / "images"))  # noqa: PTH208
     classes: Classes = {label: [] for label in _labels(folder, split)}
     for name, label in _rows(folder, split):
@@ -193,56 +148,3 @@ LAYOUTS = (
     Layout(SPLITS, _class_folders, _in_folders),
     Layout(("images", *(f"{split}.csv" for split in SPLITS)), _labels, _in_csv),
 )
-
-
-def _stamp(folder: Path, classes: Classes) -> str:
-    """Changes when any image does: names, sizes and times, which take little to ask for."""
-    digest = hashlib.sha256()
-    for name, images in classes.items():
-        for path in images:
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                raise InputError(f"{path} is not there: put it there, or take it out of the csv file") from None
-            except OSError as error:
-                raise InputError(f"{path} cannot be read ({error})") from error
-            where = path.relative_to(folder)
-            digest.update(f"{name}\n{where}\n{status.st_size}\n{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-# Packing: images -> one tensor that `cached` can keep.
-
-
-def _pack(split: str, paths: list[Path], side: int) -> dict[str, Any]:
-    """`items` (images, 3, side, side) uint8, decoded on all cores: Pillow lets other threads run while it works."""
-    print(f"packing mini-ImageNet: {len(paths):,} images of {split}, once", file=sys.stderr)
-    items = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
-
-    def some(first: int) -> None:
-        for row, path in enumerate(paths[first : first + AT_ONCE], first):
-            items[row] = _decode(path, side)
-
-    cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
-    pool = ThreadPoolExecutor(cores)
-    try:
-        for _ in pool.map(some, range(0, len(paths), AT_ONCE)):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return {"items": items}
-
-
-def _decode(path: Path, side: int) -> Tensor:
-    """(3, side, side) uint8"""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-    except Exception as error:
-        # A broken image may raise nearly anything.
-        raise InputError(
-            f"{path} does not decode ({type(error).__name__}: {error}): put a whole copy there, or take it away"
-        ) from error
-    return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)

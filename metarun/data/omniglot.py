@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from metarun.data.bank import ClassBank
+from metarun.data.bank import ClassBank, with_turns
 from metarun.data.cache import cached
-from metarun.types import InputError, register, setting
+from metarun.data.reading import reading
+from metarun.types import InputError, Place, register, setting
 
 VERSION = 1
 """of the packed form: raise it when what `_pack` makes changes"""
@@ -63,10 +62,10 @@ class Omniglot:
     rotations: bool = setting(True)
     download: bool = setting(True)
 
-    def load(self, split: str, data_root: Path) -> ClassBank:
+    def load(self, split: str, place: Place) -> ClassBank:
         """20 drawings for each character of `train`, `val` or `test`; in `train`, also turned by 90, 180 and 270."""
-        folder = data_root / FOLDER
-        sources = _find(folder, self.download)
+        folder = place.root / FOLDER
+        sources = _find(folder, self.download and not place.offline)
         key = f"{VERSION} " + " ".join(f"{name}={_stamp(path)}" for name, path in sources.items())
         packed = cached("omniglot", key, lambda: _pack(sources))
         rows = {name: row for row, name in enumerate(packed["names"])}
@@ -78,15 +77,8 @@ class Omniglot:
             )
         # A copy, in order that the bank does not stay tied to the cache file.
         items = packed["items"].index_select(0, torch.tensor([rows[name] for name in names], dtype=torch.long))
-        if self.rotations and split == "train":
-            items, names = _with_rotations(items, names)
-        return ClassBank(items.flatten(0, 1), torch.arange(len(names) + 1) * DRAWINGS, tuple(names))
-
-
-def _with_rotations(items: Tensor, names: list[str]) -> tuple[Tensor, list[str]]:
-    """(characters, ..., side, side) -> (4 * characters, ...): as it is, then by 90, 180, 270 degrees to the left."""
-    turned = torch.cat([torch.rot90(items, quarter, dims=(-2, -1)) for quarter in range(4)])
-    return turned, names + [f"{name}/rot{degrees}" for degrees in (90, 180, 270) for name in names]
+        bank = ClassBank(items.flatten(0, 1), torch.arange(len(names) + 1) * DRAWINGS, tuple(names))
+        return with_turns(bank) if self.rotations and split == "train" else bank
 
 
 # Splits: the characters of both sets and a seed -> the characters of train, val and test.
@@ -125,22 +117,9 @@ _SPLITS: dict[str, Callable[[Sets, int], Sets]] = {"maml": _maml, "official": _o
 # Sources: each set is a folder or a zip file; its members are named as in the zip file in either case.
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever a broken or forbidden source raises becomes an `InputError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): allow it, or set data_root to a copy that can be"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is cut short or damaged ({error}): remove it, and take a whole copy") from error
-
-
 def _find(folder: Path, download: bool) -> dict[str, Path]:
     """The folder or the zip file of each set."""
-    with _reading(folder):
+    with reading(folder):
         for place in (folder.parent, folder):
             if place.exists() and not place.is_dir():
                 raise InputError(f"{place} is not a folder: data_root must be the folder that holds {FOLDER}")
@@ -156,7 +135,7 @@ def _find_one(folder: Path, name: str, download: bool) -> Path:
         return packed
     if wrong is not None:
         raise InputError(f"{extracted} is incomplete, with {wrong}: remove it, or put {packed.name} next to it")
-    why = "dataset.download is false"
+    why = "downloading is off (data.offline, dataset.download)"
     if download:
         try:
             return _download(packed)
@@ -175,13 +154,13 @@ def _members(path: Path) -> list[str]:
     if path.is_dir():
         here = [(Path(root).relative_to(path.parent).as_posix(), files) for root, _, files in os.walk(path)]
         return sorted(f"{folder}/{file}" for folder, files in here for file in files)
-    with _reading(path), zipfile.ZipFile(path) as file:
+    with reading(path), zipfile.ZipFile(path) as file:
         return sorted(file.namelist())
 
 
 def _stamp(path: Path) -> str:
     """Changes when the contents of `path` do: sizes and times, which take little to ask for."""
-    with _reading(path):
+    with reading(path):
         if not path.is_dir():
             return f"zip:{path.stat().st_size}:{path.stat().st_mtime_ns}"
         digest = hashlib.sha256()
@@ -282,7 +261,7 @@ def _pack(sources: dict[str, Path]) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Callable[[str], bytes]]:
     """Gives the function that reads one member."""
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             yield lambda member: (path.parent / member).read_bytes()
         else:

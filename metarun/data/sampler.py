@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from metarun.data.bank import ClassBank
 
 
+LEAST = -(2**63)
+"""the key of what cannot be drawn"""
+
+
 def stream(seed: int, split: str) -> int:
     """Where the tickets of a split's episodes start."""
     return int(mix(torch.tensor(signed(seed * GAMMA + crc32(split.encode())))))
@@ -60,6 +64,20 @@ class EpisodeSampler:
                 f"{where}.shot + {where}.query = {self.shot} + {self.query} = {need}: "
                 f"lower {where}.shot or {where}.query"
             )
+        if self.bank.groups is not None:
+            self._check_groups(self.bank.groups.cpu(), self.bank.offsets.tolist())
+
+    def _check_groups(self, groups: Tensor, offsets: list[int]) -> None:
+        """There must be a way to part the groups of every class, in whatever order they are drawn."""
+        where, need = self.asked_by, self.shot + self.query
+        for name, start, end in zip(self.bank.names, offsets, offsets[1:]):
+            largest = int(groups[start:end].unique(return_counts=True)[1].max())
+            if end - start < need + largest - 1:
+                raise InputError(
+                    f"class '{name}' of '{self.split}' has {end - start} images, up to {largest} of them in one group: "
+                    f"too few for {where}.shot + {where}.query = {need} of groups apart; lower {where}.shot or "
+                    f"{where}.query"
+                )
 
     @cached_property
     def _stream(self) -> int:
@@ -79,7 +97,7 @@ class EpisodeSampler:
 
     def _tickets(self, first: int, count: int) -> Tensor:
         """(count,) a random number for each episode"""
-        return mix(torch.arange(first, first + count, device=self.bank.items.device) + self._stream)
+        return mix(torch.arange(first, first + count, device=self.bank.device) + self._stream)
 
     def classes(self, first: int, count: int) -> Tensor:
         """(count, way) the class of the bank that each label of each episode stands for"""
@@ -89,20 +107,44 @@ class EpisodeSampler:
 
     def __call__(self, first: int, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`, with a leading task axis; images as float in [0, 1]."""
-        bank, device = self.bank, self.bank.items.device
+        bank, device = self.bank, self.bank.device
         task, classes = self._tickets(first, count), self.classes(first, count)
 
-        sizes = bank.sizes
-        rank = torch.arange(self._largest, device=device)
-        item_key = mix(mix(task[:, None] ^ signed(MIX[0])) + classes)[..., None] + rank
-        item_key = mix(item_key).masked_fill(rank >= sizes[classes][..., None], -(2**63))
-        items = item_key.topk(self.shot + self.query, dim=2).indices  # (T, way, shot + query)
-
+        items = self._items(mix(task[:, None] ^ signed(MIX[0])) + classes, classes)
         rows = (bank.offsets[classes][..., None] + items).transpose(1, 2)  # shot by shot: (T, shot + query, way)
-        x = bank.items[rows.flatten(1)].float() / 255
+        x = bank.rows(rows.flatten()).unflatten(0, (count, -1))
         y = torch.arange(self.way, device=device).repeat(self.shot + self.query).expand(count, -1)
         cut = self.shot * self.way
         return EpisodeBatch(x[:, :cut], y[:, :cut], x[:, cut:], y[:, cut:])
+
+    def _items(self, key: Tensor, classes: Tensor) -> Tensor:
+        """(T, way) random numbers and classes -> (T, way, shot + query) which items of its class"""
+        bank = self.bank
+        rank = torch.arange(self._largest, device=bank.device)
+        there = rank < bank.sizes[classes][..., None]
+        item_key = mix(mix(key)[..., None] + rank)
+        if bank.groups is None:
+            return item_key.masked_fill(~there, LEAST).topk(self.shot + self.query, dim=2).indices
+        rows = (bank.offsets[classes][..., None] + rank).clamp(max=len(bank.items) - 1)
+        support = there & self._of_support(mix(mix(key ^ signed(MIX[1]))[..., None] + bank.groups[rows]), there)
+        sides = ((support, self.shot), (there & ~support, self.query))
+        return torch.cat([item_key.masked_fill(~side, LEAST).topk(n, dim=2).indices for side, n in sides], 2)
+
+    def _of_support(self, group_key: Tensor, there: Tensor) -> Tensor:
+        """(T, way, items) whether an item's group is on the side that support examples are drawn from.
+
+        Groups are put in random order and cut where the sides are nearest to the ratio of shot and query, with enough
+        items on both: `_check_groups` has seen to it that there is such a cut.
+        """
+        size = there.sum(2, keepdim=True)
+        order = group_key.masked_fill(~there, 2**63 - 1).sort(dim=2)
+        place = torch.arange(group_key.shape[2], device=group_key.device)
+        begins = torch.ones_like(there)
+        begins[..., 1:] = order.values[..., 1:] != order.values[..., :-1]
+        able = begins & (place >= self.shot) & (place <= size - self.query)
+        off = (place - size * (self.shot / (self.shot + self.query))).abs()
+        cut = off.masked_fill(~able, torch.inf).argmin(2, keepdim=True)
+        return torch.zeros_like(there).scatter(2, order.indices, place < cut)
 
 
 @dataclass(frozen=True)
@@ -131,12 +173,11 @@ class BatchSampler:
 
     def classes(self, first: int, count: int) -> Tensor:
         """(1, classes): a label is its class."""
-        return torch.arange(len(self.bank), device=self.bank.items.device)[None]
+        return torch.arange(len(self.bank), device=self.bank.device)[None]
 
     def __call__(self, first: int, count: int) -> EpisodeBatch:
-        items, offsets = self.bank.items, self.bank.offsets
-        tickets = mix(torch.arange(first, first + count, device=items.device) + self._stream)
-        rows = tickets.remainder(len(items))
-        x = items[rows].float()[None] / 255
-        y = (torch.searchsorted(offsets, rows, right=True) - 1)[None]
+        bank = self.bank
+        rows = mix(torch.arange(first, first + count, device=bank.device) + self._stream).remainder(len(bank.items))
+        x = bank.rows(rows)[None]
+        y = (torch.searchsorted(bank.offsets, rows, right=True) - 1)[None]
         return EpisodeBatch(x[:, :0], y[:, :0], x, y)

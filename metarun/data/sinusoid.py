@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from math import pi
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from metarun.counter import mix, uniform
 from metarun.data.sampler import stream
-from metarun.types import EpisodeBatch, InputError, register, setting
+from metarun.types import EpisodeBatch, InputError, Place, register, setting
 
 
 @register("dataset", "sinusoid")
@@ -35,7 +34,7 @@ class Sinusoid:
                 f"least_amplitude={self.least_amplitude:g} is above most_amplitude={self.most_amplitude:g}"
             )
 
-    def load(self, split: str, data_root: Path) -> Curves:
+    def load(self, split: str, place: Place) -> Curves:
         return Curves(self)
 
 
@@ -47,11 +46,12 @@ class Curves:
     device: Any = "cpu"
     kind = "regression"
     names = ()
+    ahead = False
 
     def digest(self) -> str:
         return f"{crc32(repr(astuple(self.ranges)).encode()):08x}"
 
-    def to(self, device: Any) -> Curves:
+    def to(self, device: Any, budget: int | None = None) -> Curves:
         return Curves(self.ranges, device)
 
     def episodes(self, way: int, shot: int, query: int, seed: int, split: str, asked_by: str = "task") -> CurveSampler:

@@ -350,7 +350,9 @@ def test_classical_needs_classes_and_scikit_learn(
     before = files(here)
     said = metarun("train", *tiny("classical", "sinusoid"))
     assert said.code == 2
-    assert said.errors == ["algo=classical: needs classes, and these tasks are regression; r2d2, maml, anil, reptile fit"]
+    assert said.errors == [
+        "algo=classical: needs classes, and these tasks are regression; r2d2, maml, anil, reptile fit"
+    ]
     monkeypatch.setattr("metarun.algorithms.classical.find_spec", lambda name: None)
     way_out = "scikit-learn is not installed here: pip install 'metarun[classical]'"
     for words in (["train", *CLASSICAL], ["eval", "run=r/maml0", "eval.classifier=svm"]):

@@ -15,9 +15,9 @@ from metarun.data import glyphs
 from metarun.data.bank import ClassBank
 from metarun.data.glyphs import Glyphs
 from metarun.data.sampler import EpisodeSampler
-from metarun.types import REGISTRY, SPLITS
+from metarun.types import REGISTRY, SPLITS, Place
 
-NOWHERE = Path("no data needed")
+NOWHERE = Place(Path("no data needed"))
 Banks = dict[str, ClassBank]
 
 

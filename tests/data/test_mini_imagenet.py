@@ -15,7 +15,7 @@ from PIL import Image
 from metarun.data import mini_imagenet
 from metarun.data.bank import ClassBank
 from metarun.data.mini_imagenet import MiniImageNet
-from metarun.types import SPLITS, InputError
+from metarun.types import SPLITS, InputError, Place
 
 CLASSES = {"train": ["n01", "n02", "n05"], "val": ["n03"], "test": ["n04", "n06"]}
 IMAGES = 3
@@ -56,7 +56,7 @@ def write_csv(data_root: Path) -> Path:
 
 
 def load(data_root: Path, split: str = "train") -> ClassBank:
-    return MiniImageNet().load(split, data_root)
+    return MiniImageNet().load(split, Place(data_root))
 
 
 def equal(one: ClassBank, other: ClassBank) -> bool:
@@ -64,7 +64,7 @@ def equal(one: ClassBank, other: ClassBank) -> bool:
 
 
 def packed(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "cache").glob("*"))
+    return list((tmp_path / "cache").glob("*.bin"))
 
 
 # What is in a bank
@@ -111,7 +111,7 @@ def test_images_of_another_size_are_packed_for_themselves(tmp_path: Path) -> Non
     folder = write_folders(tmp_path)
     large = picture("large", (224, 224))
     large.save(folder / "test/n04/n04_0.png")
-    small, bank = load(tmp_path, "test"), MiniImageNet(image_size=224).load("test", tmp_path)
+    small, bank = load(tmp_path, "test"), MiniImageNet(image_size=224).load("test", Place(tmp_path))
     assert (small.item_shape, bank.item_shape) == ((3, 84, 84), (3, 224, 224))
     assert tuple(bank.items[0][:, 200, 7].tolist()) == large.getpixel((7, 200))
     assert len(packed(tmp_path)) == 2
@@ -159,7 +159,7 @@ def test_packed_once_and_again_when_an_image_changes(tmp_path: Path, capsys: pyt
     folder = write_folders(tmp_path)
     before = load(tmp_path)
     assert equal(before, load(tmp_path))
-    assert capsys.readouterr().err == "packing mini-ImageNet: 9 images of train, once\n"
+    assert capsys.readouterr().err == "preparing mini_imagenet-train: 9 items, once\n"
     picture("another").save(folder / "train/n01/n01_0.png")
     after = load(tmp_path)
     assert not torch.equal(before.items[0], after.items[0])
@@ -179,7 +179,7 @@ def test_every_image_is_packed_where_there_are_many(tmp_path: Path, monkeypatch:
     write_folders(tmp_path)
     whole = load(tmp_path)
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr(mini_imagenet, "AT_ONCE", 2)
+    monkeypatch.setattr("metarun.data.packed.CHUNK", 2 * 3 * 84 * 84)
     assert equal(whole, load(tmp_path))
 
 
@@ -189,7 +189,7 @@ def test_every_image_is_packed_where_there_are_many(tmp_path: Path, monkeypatch:
 def refusal(tmp_path: Path, split: str = "train") -> str:
     with pytest.raises(InputError) as caught:
         load(tmp_path, split)
-    assert not packed(tmp_path)
+    assert not [*(tmp_path / "cache").glob("*")]
     return str(caught.value)
 
 
@@ -239,11 +239,11 @@ def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 TABLES = {
-    "file,class\na.png,n01\n": "is no table of images ('filename' is not in list)",
-    "filename,label\nn01_0.png\n": "is no table of images",
-    "filename,label\n": "names no images",
-    "": "is no table of images",
-    "filename,label\n,n01\n": "has lines without an image or a class",
+    "file,class\na.png,n01\n": " has no column 'filename'; did you mean file?",
+    "filename,label\nn01_0.png\n": ", line 2: 1 cells, where the header has 2",
+    "filename,label\n": " names no images",
+    "": " has no column 'filename'; it is empty",
+    "filename,label\n,n01\n": " has lines without an image or a class",
 }
 
 
@@ -251,7 +251,7 @@ TABLES = {
 def test_a_csv_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     path = write_csv(tmp_path) / "train.csv"
     path.write_text(text)
-    assert f"{path} {TABLES[text]}" in refusal(tmp_path)
+    assert f"{path}{TABLES[text]}" in refusal(tmp_path)
 
 
 def test_an_empty_class_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from metarun.data import omniglot
 from metarun.data.bank import ClassBank
 from metarun.data.omniglot import Omniglot
-from metarun.types import SPLITS, InputError
+from metarun.types import SPLITS, InputError, Place
 
 SMALL = {"images_background": {"Angelic": 12, "Futurama": 10}, "images_evaluation": {"Keble": 6}}
 COUNTS = {name: sum(alphabets.values()) for name, alphabets in SMALL.items()}
@@ -83,7 +83,7 @@ def write_zips(data_root: Path) -> Path:
 
 
 def load_all(data_root: Path, **settings: Any) -> dict[str, ClassBank]:
-    return {split: Omniglot(**settings).load(split, data_root) for split in SPLITS}
+    return {split: Omniglot(**settings).load(split, Place(data_root)) for split in SPLITS}
 
 
 def equal(one: ClassBank, other: ClassBank) -> bool:
@@ -104,7 +104,7 @@ def test_folders_and_zip_files_give_equal_banks(tmp_path: Path) -> None:
 
 
 def test_an_item_is_its_drawing_in_grey_shrunk_and_inverted(tmp_path: Path) -> None:
-    bank = Omniglot(rotations=False).load("test", write_zips(tmp_path))
+    bank = Omniglot(rotations=False).load("test", Place(write_zips(tmp_path)))
     assert bank.names[1] == "Keble/character02"
     image = Image.open(io.BytesIO(png("Keble 2 3"))).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
     drawn = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(1, 28, 28)
@@ -124,14 +124,14 @@ def test_splits_have_their_sizes_and_share_no_character(tmp_path: Path, split: s
 
 
 def test_official_tests_on_the_evaluation_set(tmp_path: Path) -> None:
-    bank = Omniglot().load("test", write_zips(tmp_path))
+    bank = Omniglot().load("test", Place(write_zips(tmp_path)))
     assert {name.split("/")[0] for name in bank.names} == set(SMALL["images_evaluation"])
 
 
 @pytest.mark.parametrize("split", ["official", "maml"])
 def test_the_seed_makes_the_split(tmp_path: Path, split: str) -> None:
     data_root = write_zips(tmp_path)
-    names = [Omniglot(split=split, split_seed=seed).load("val", data_root).names for seed in (0, 0, 1)]
+    names = [Omniglot(split=split, split_seed=seed).load("val", Place(data_root)).names for seed in (0, 0, 1)]
     assert names[0] == names[1]
     assert names[0] != names[2]
 
@@ -151,7 +151,7 @@ def test_training_characters_are_also_turned(tmp_path: Path) -> None:
 
 def test_vinyals_needs_the_published_alphabets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks 1006 characters of split=vinyals.*official"):
-        Omniglot(split="vinyals").load("train", write_zips(tmp_path))
+        Omniglot(split="vinyals").load("train", Place(write_zips(tmp_path)))
 
 
 def test_vinyals_covers_every_character_once() -> None:
@@ -162,12 +162,12 @@ def test_vinyals_covers_every_character_once() -> None:
 
 
 def test_other_files_are_left_aside(tmp_path: Path) -> None:
-    bank = Omniglot().load("test", write_zips(tmp_path / "plain"))
+    bank = Omniglot().load("test", Place(write_zips(tmp_path / "plain")))
     extra = {"__MACOSX/images_evaluation/Keble/character01/._0001_01.png": b"?", "images_evaluation/.DS_Store": b"?"}
     extra |= {"images_evaluation/Keble/": b"", "images_evaluation/Keble/character01/._0001_01.png": b"?"}
     files = small_files("images_evaluation") | extra
     write_zip(write_zips(tmp_path / "more") / "omniglot-py" / "images_evaluation.zip", files)
-    assert equal(bank, Omniglot().load("test", tmp_path / "more"))
+    assert equal(bank, Omniglot().load("test", Place(tmp_path / "more")))
 
 
 # The cache
@@ -178,26 +178,26 @@ def test_packed_once_and_again_when_the_source_changes(tmp_path: Path, capsys: p
     load_all(data_root)
     load_all(data_root, split="maml")
     assert capsys.readouterr().err == "packing Omniglot: 84 drawings, once\n"
-    before = Omniglot().load("test", data_root)
+    before = Omniglot().load("test", Place(data_root))
     files = small_files("images_evaluation")
     files["images_evaluation/Keble/character01/0001_01.png"] = png("another")
     write_zip(data_root / "omniglot-py" / "images_evaluation.zip", files)
-    after = Omniglot().load("test", data_root)
+    after = Omniglot().load("test", Place(data_root))
     assert not torch.equal(before.items[0], after.items[0])
     assert torch.equal(before.items[1:], after.items[1:])
 
 
 def test_a_drawing_changed_in_a_folder_is_seen(tmp_path: Path) -> None:
     data_root = write_folders(tmp_path)
-    before = Omniglot().load("test", data_root)
+    before = Omniglot().load("test", Place(data_root))
     (data_root / "omniglot-py/images_evaluation/Keble/character01/0001_01.png").write_bytes(png("another"))
-    assert not torch.equal(before.items[0], Omniglot().load("test", data_root).items[0])
+    assert not torch.equal(before.items[0], Omniglot().load("test", Place(data_root)).items[0])
 
 
 def test_a_bank_is_not_tied_to_the_cache_file(tmp_path: Path) -> None:
     data_root = write_zips(tmp_path)
-    first = Omniglot().load("val", data_root)
-    second = Omniglot().load("val", data_root)
+    first = Omniglot().load("val", Place(data_root))
+    second = Omniglot().load("val", Place(data_root))
     (file,) = cache_files(tmp_path)
     file.write_bytes(bytes(file.stat().st_size))  # in place: a mapped tensor would see it
     assert equal(first, second)
@@ -216,8 +216,9 @@ def test_torchvision_is_not_imported_when_the_data_is_there(tmp_path: Path) -> N
 import sys
 from pathlib import Path
 from metarun.data import omniglot
+from metarun.types import Place
 omniglot.CHARACTERS, omniglot.DRAWINGS = {COUNTS!r}, {DRAWINGS}
-omniglot.Omniglot().load("test", Path({str(data_root)!r}))
+omniglot.Omniglot().load("test", Place(Path({str(data_root)!r})))
 assert "PIL" in sys.modules
 assert "torchvision" not in sys.modules
 """
@@ -230,7 +231,7 @@ assert "torchvision" not in sys.modules
 
 def refusal(tmp_path: Path, data_root: Path, **settings: Any) -> str:
     with pytest.raises(InputError) as caught:
-        Omniglot(**settings).load("train", data_root)
+        Omniglot(**settings).load("train", Place(data_root))
     assert not cache_files(tmp_path)
     return str(caught.value)
 
@@ -279,7 +280,9 @@ def test_a_folder_that_lacks_a_drawing_is_refused_or_passed_over(tmp_path: Path)
     assert "2 drawings of Angelic/character03 where Omniglot has 3" in message
     assert "images_background.zip" in message
     write_zips(data_root)
-    assert equal(Omniglot().load("train", data_root), Omniglot().load("train", write_zips(tmp_path / "zips")))
+    assert equal(
+        Omniglot().load("train", Place(data_root)), Omniglot().load("train", Place(write_zips(tmp_path / "zips")))
+    )
 
 
 def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -302,7 +305,7 @@ def test_a_file_for_a_data_root_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_there_and_no_download_says_what_to_do(tmp_path: Path) -> None:
     message = refusal(tmp_path, tmp_path / "nowhere", download=False)
-    for part in (str(tmp_path / "nowhere"), "download is false", "METARUN_DATA", "images_evaluation.zip", "glyphs"):
+    for part in (str(tmp_path / "nowhere"), "downloading is off", "METARUN_DATA", "images_evaluation.zip", "glyphs"):
         assert part in message
     assert not (tmp_path / "nowhere").exists()
 
@@ -337,7 +340,7 @@ def test_what_is_missing_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.
     assert download.asked == [(url, Published.zips_md5["images_background"])]
     there = sorted(path.name for path in (tmp_path / "data" / "omniglot-py").iterdir())
     assert there == ["images_background.zip", "images_evaluation.zip"]
-    assert equal(banks["train"], Omniglot().load("train", write_zips(tmp_path / "zips")))
+    assert equal(banks["train"], Omniglot().load("train", Place(write_zips(tmp_path / "zips"))))
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("File not found or corrupted."), TimeoutError()])
@@ -380,7 +383,7 @@ def test_a_slow_download_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", trickle)
     monkeypatch.setattr(omniglot, "PATIENCE", 0.6)
-    assert len(Omniglot().load("test", tmp_path / "data")) == COUNTS["images_evaluation"]
+    assert len(Omniglot().load("test", Place(tmp_path / "data"))) == COUNTS["images_evaluation"]
 
 
 # The real one
@@ -401,7 +404,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(folder))
-        Omniglot(download=False).load("val", REAL)
+        Omniglot(download=False).load("val", Place(REAL))
         yield folder
 
 
@@ -412,7 +415,7 @@ def test_real_cache_is_one_small_file_and_loads_fast(packed: Path) -> None:
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        Omniglot(download=False).load("train", REAL)
+        Omniglot(download=False).load("train", Place(REAL))
         times.append(time.perf_counter() - began)
     assert min(times) < 0.5
 
@@ -433,7 +436,7 @@ def test_real_splits(packed: Path, split: str, sizes: tuple[int, int, int]) -> N
 
 @real
 def test_real_ink_is_light_on_dark(packed: Path) -> None:
-    bank = Omniglot(download=False).load("test", REAL)
+    bank = Omniglot(download=False).load("test", Place(REAL))
     assert bank.items.amax() == 255
     assert 10 < bank.items.float().mean() < 40
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from metarun.data.sinusoid import CurveSampler, Sinusoid
-from metarun.types import InputError
+from metarun.types import InputError, Place
+
+NOWHERE = Place(Path())
 
 
 def sampler(shot: int = 5, query: int = 7, seed: int = 0, split: str = "test") -> CurveSampler:
-    return Sinusoid().load(split, Path()).episodes(1, shot, query, seed, split)
+    return Sinusoid().load(split, NOWHERE).episodes(1, shot, query, seed, split)
 
 
 def test_points_lie_on_the_curve_of_their_task() -> None:
@@ -55,12 +57,12 @@ def test_other_shots_are_other_points_of_the_same_curve() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(InputError, match=r"task\.way=5: a regression task has no classes; set task\.way=1"):
-        Sinusoid().load("train", Path()).episodes(5, 1, 1, 0, "train", "task")
+        Sinusoid().load("train", NOWHERE).episodes(5, 1, 1, 0, "train", "task")
     with pytest.raises(InputError, match="no classes"):
-        Sinusoid().load("train", Path()).batches(0, "train")
+        Sinusoid().load("train", NOWHERE).batches(0, "train")
     with pytest.raises(ValueError, match="least_amplitude=6"):
         Sinusoid(least_amplitude=6.0)
 
 
 def test_other_ranges_are_other_data() -> None:
-    assert Sinusoid().load("train", Path()).digest() != Sinusoid(most_x=4.0).load("train", Path()).digest()
+    assert Sinusoid().load("train", NOWHERE).digest() != Sinusoid(most_x=4.0).load("train", NOWHERE).digest()

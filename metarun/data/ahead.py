@@ -1,0 +1,36 @@
+"""Episodes gathered by a thread while the step before them is computed."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+
+from metarun.types import EpisodeBatch, Sampler
+
+
+class Ahead:
+    """The same episodes as `sampler`'s. Whoever has asked for some is taken to ask for as many after them next."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._thread = ThreadPoolExecutor(1, "ahead")
+        self._next: tuple[tuple[int, int], Future[EpisodeBatch]] | None = None
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self._sampler.item_shape
+
+    @property
+    def outputs(self) -> int:
+        return self._sampler.outputs
+
+    def classes(self, first: int, count: int) -> Tensor | None:
+        return self._sampler.classes(first, count)
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        ready = self._next[1] if self._next is not None and self._next[0] == (first, count) else None
+        episodes = self._sampler(first, count) if ready is None else ready.result()
+        after = (first + count, count)
+        self._next = after, self._thread.submit(self._sampler, *after)
+        return episodes
