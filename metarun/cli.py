@@ -21,8 +21,10 @@ from metarun import __version__
 COMMANDS = {
     "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
     "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
+    "data": "what is in a dataset, and making it ready: data info|prepare NAME",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
+DATA_ACTIONS = ("info", "prepare")
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
 WIDTH = 80
 
@@ -38,6 +40,7 @@ def usage() -> str:
             "  metarun train                                 MAML on the built-in glyphs",
             "  metarun train algo=protonet dataset=omniglot  any method on any data",
             "  metarun train -m algo=maml,anil seed=0,1      one run for each combination",
+            "  metarun data info omniglot                    classes, images, a contact sheet",
             "  metarun COMMAND --help                        every setting of a command",
             "  metarun COMMAND ... --cfg job                 the config, without running",
             '  eval "$(metarun -sc install=bash)"            shell completion',
@@ -84,7 +87,14 @@ def dispatch(args: list[str]) -> int:
         return _fail(f"no command '{command}'; {_hint(command, COMMANDS)}")
     if command == "list":
         return _list(rest)
-    return _hydra(command, rest)
+    return _hydra(command, _data_words(rest) if command == "data" else rest)
+
+
+def _data_words(args: list[str]) -> list[str]:
+    """`info NAME ...` as settings: action=info dataset=NAME."""
+    plain = [word for word in args[:2] if "=" not in word and not word.startswith("-")]
+    keys = ("dataset",) if len(plain) == 1 and plain[0] not in DATA_ACTIONS else ("action", "dataset")
+    return [f"{key}={word}" for key, word in zip(keys, plain)] + args[len(plain) :]
 
 
 def _fail(message: str) -> int:

@@ -64,10 +64,12 @@ def _fail(code: int, message: str) -> int:
 
 
 def _execute(command: str, cfg: DictConfig) -> int:
-    from metarun import config, evaluation, run, runs
+    from metarun import config, evaluation, inspection, run, runs
 
     tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
+    if command == "data":
+        return inspection.inspect(tree)
     if command == "eval":
         return evaluation.evaluate(config.settled_request(tree), _asked_folder())
     resume = tree.pop("resume", None)
@@ -124,7 +126,7 @@ def _plain(command: str, cfg: DictConfig) -> Any:
         key = next((line.split(": ")[1] for line in more if "full_key" in line), "a setting")
         raise InputError(f"{key}: {reason}; write a value, or name what there is") from None
     if tree.get("data_root") == "":  # METARUN_DATA= is how a shell takes it away
-        tree["data_root"] = "data" if command == "train" else None
+        tree["data_root"] = None if command == "eval" else "data"
     return tree | {"plugins": tree.get("plugins") or []}
 
 

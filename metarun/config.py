@@ -144,7 +144,7 @@ def read(tree: Tree) -> Plan:
         dataset=dataset,
         model=model,
         seed=_seed(tree),
-        data_root=_data_root(tree),
+        data_root=data_root(tree),
     )
 
 
@@ -215,7 +215,7 @@ def _check_nodes(tree: Tree, wrong: Complaints) -> None:
         wrong.lines.append(f"{key}: no such node; {did_you_mean(str(key), allowed)}")
     if gone := [key for key in (*NODES, "seed", "data_root") if key not in tree]:
         wrong.lines.append(f"{', '.join(gone)}: missing; {KEEP}")
-    for get in (_seed, _data_root):
+    for get in (_seed, data_root):
         wrong.about(lambda get=get: get(tree))
 
 
@@ -226,7 +226,8 @@ def _seed(tree: Tree) -> int:
     return value
 
 
-def _data_root(tree: Tree) -> Path:
+def data_root(tree: Tree) -> Path:
+    """The folder that datasets look for their files in."""
     value, ok = convert(tree.get("data_root"), str)
     if "data_root" in tree and not (ok and value):
         raise InputError(f"data_root={shown(tree['data_root'])}: must be the path of a folder")

@@ -11,12 +11,14 @@ from metarun.engine.evaluate import Score
 from metarun.schema import shown
 from metarun.types import InputError
 
-MEASURED = ("task", "eval", "algo", "model", "dataset", "train")
+MEASURED = ("task", "eval", "algo", "model", "dataset", "data", "augment", "train")
 """The nodes that say what is measured; the others say where, how it is watched and what is kept."""
 BESIDE_IT = (
     "eval.seed",  # a choice of test tasks like any other
     "dataset.split_seed",  # no paper's own shuffle can be repeated
     "dataset.download",
+    "data.offline",
+    "data.skip_broken",
     "train.log_every",
     "train.val_every",
     "train.val_episodes",

@@ -35,7 +35,8 @@ class DataSettings:
 class AugmentSettings:
     """What is done to training images, each drawn anew for every image of every episode; nothing in evaluation.
 
-    `crop` moves an image by up to so many pixels, the edge filled with black. `flip` mirrors every other one.
+    `crop` moves an image by up to so many pixels, the edge filled with black. `flip` mirrors every other one. `zoom`
+    cuts out a part of at least that area and stretches it to the whole (1: all of it).
     `rotation` turns by up to so many degrees either way. `jitter` is the most that brightness, contrast and saturation
     change, as a part of 1. `erase` is how often a rectangle of 2 to 33 % of the image is blacked out. `turn_classes`
     makes classes of their own of every class turned by 90, 180 and 270 degrees.
@@ -43,6 +44,7 @@ class AugmentSettings:
 
     crop: int = setting(0, least=0)
     flip: bool = setting(False)
+    zoom: float = setting(1.0, above=0, most=1)
     rotation: float = setting(0.0, least=0, most=180)
     jitter: float = setting(0.0, least=0, below=1)
     erase: float = setting(0.0, least=0, most=1)

@@ -66,12 +66,10 @@ OWN_SPLIT = {
     "omniglot_maml_5w1s": ["model.readout flatten, not mean", "dataset.split official, not maml"],
     "omniglot_protonet_5w1s": ["dataset.split official, not vinyals"],
 }
-AUGMENTED = ("mini_metaoptnet", "mini_baseline")
-"""What the papers trained on images cropped, mirrored and recoloured at random, which metarun does not do yet."""
 
 
 def departures(name: str) -> list[str]:
-    return OWN_SPLIT.get(name, ["dataset.augment absent, not true"] if name.startswith(AUGMENTED) else [])
+    return OWN_SPLIT.get(name, [])
 
 
 @cache

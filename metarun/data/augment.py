@@ -17,7 +17,7 @@ from metarun.counter import mix, uniform
 from metarun.data.sampler import stream
 from metarun.types import EpisodeBatch, Sampler
 
-DRAWS = 12
+DRAWS = 16
 """random numbers for each image"""
 GREY = (0.299, 0.587, 0.114)
 """how bright red, green and blue are (ITU-R BT.601)"""
@@ -33,6 +33,7 @@ class Augment:
 
     crop: int = 0
     flip: bool = False
+    zoom: float = 1.0
     rotation: float = 0.0
     jitter: float = 0.0
     erase: float = 0.0
@@ -41,6 +42,8 @@ class Augment:
         """x: (n, channels, h, w) in [0, 1], u: (n, DRAWS) uniform in [0, 1) -> x changed, in [0, 1]"""
         if self.crop or self.flip:
             x = moved(x, u[:, 0:2], self.crop, (u[:, 2] < 0.5) if self.flip else None)
+        if self.zoom < 1:
+            x = zoomed(x, u[:, 12:16], self.zoom)
         if self.rotation:
             x = turned(x, (2 * u[:, 3] - 1) * math.radians(self.rotation))
         if self.jitter:
@@ -64,13 +67,26 @@ def moved(x: Tensor, u: Tensor, most: int, mirror: Tensor | None) -> Tensor:
     return (gathered * there[..., None]).movedim(-1, 1)
 
 
+def zoomed(x: Tensor, u: Tensor, least: float) -> Tensor:
+    """Of each image a part of at least the area `least`, 3:4 to 4:3 of its shape, stretched to all of it. u: (n, 4)"""
+    area, shape = least + (1 - least) * u[:, 0], torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
+    wide, high = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+    zero = torch.zeros_like(wide)
+    across, down = (1 - wide) * (2 * u[:, 2] - 1), (1 - high) * (2 * u[:, 3] - 1)
+    return resampled(x, torch.stack([wide, zero, across, zero, high, down], 1))
+
+
 def turned(x: Tensor, angle: Tensor) -> Tensor:
     """Each image turned about its middle by `angle` (n,) radians, black where nothing is."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     h, w = x.shape[-2:]
     # In units of half a side, which for a rectangle are not alike in the two directions.
-    map_back = torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], 1).view(-1, 2, 3).to(x.dtype)
-    grid = F.affine_grid(map_back, list(x.shape), align_corners=False)
+    return resampled(x, torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], 1))
+
+
+def resampled(x: Tensor, back: Tensor) -> Tensor:
+    """Each image through an affine map: `back` (n, 6) says where in [-1, 1]^2 each of its points comes from."""
+    grid = F.affine_grid(back.view(-1, 2, 3).to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 
 

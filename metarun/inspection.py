@@ -1,0 +1,76 @@
+"""`metarun data`: what is in a dataset, and making it ready for runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+
+from metarun import config, runs
+from metarun.cli import DATA_ACTIONS
+from metarun.config import Tree
+from metarun.data import cache
+from metarun.data.bank import ClassBank
+from metarun.schema import checked, made
+from metarun.settings import DataSettings, TaskSettings
+from metarun.types import SPLITS, Bank, InputError, Place
+
+HEADER = ("split", "classes", "items", "per class", "MB", "checksum")
+
+
+def inspect(tree: Tree) -> int:
+    """`metarun data ACTION NAME`, from a resolved config."""
+    action = tree["action"]
+    if action not in DATA_ACTIONS:
+        raise InputError(f"metarun data {action}: no such action; choose from: {', '.join(DATA_ACTIONS)}")
+    name = tree["dataset"]["name"]
+    dataset = config.component("dataset", tree)
+    data = made(DataSettings, checked(DataSettings, tree["data"], "data"), "data")
+    place = Place(config.data_root(tree), data.offline, data.skip_broken)
+    banks: dict[str, Bank] = {}
+    for split in SPLITS:
+        began = monotonic()
+        banks[split] = dataset.load(split, place)
+        if action == "prepare":
+            print(f"{name} {split}: ready in {monotonic() - began:.1f} s")
+    if action == "info":
+        print(name)
+        show(banks)
+        draw(tree, banks)
+    return 0
+
+
+def show(banks: dict[str, Bank]) -> None:
+    """A table, a line for each split."""
+    rows: list[tuple[str, ...]] = [HEADER]
+    for split, bank in banks.items():
+        if isinstance(bank, ClassBank):
+            sizes = sorted({int(bank.sizes.min()), int(bank.sizes.max())})
+            each = "-".join(map(str, sizes))
+            rows.append(
+                (split, str(len(bank)), f"{len(bank.items):,}", each, f"{bank.bytes / 1e6:,.1f}", bank.digest())
+            )
+        else:
+            rows.append((split, "-", "-", "-", "-", bank.digest()))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        first, *others = (f"{cell:<{w}}" if not n else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(row, widths)))
+        print(f"  {first}  {'  '.join(others)}".rstrip())
+    bank = next(iter(banks.values()))
+    if isinstance(bank, ClassBank):
+        kind = str(bank.items.dtype).removeprefix("torch.")
+        print(f"  items  {' x '.join(map(str, bank.item_shape))} {kind}")
+    print(f"  cache  {cache.folder()}")
+
+
+def draw(tree: Tree, banks: dict[str, Bank]) -> None:
+    """The contact sheet, of what can be drawn."""
+    bank = banks["train"]
+    if not isinstance(bank, ClassBank) or len(bank.item_shape) != 3:
+        return
+    from metarun.sheet import contact_sheet
+
+    task = made(TaskSettings, checked(TaskSettings, tree["task"], "task"), "task")
+    episode = bank.episodes(task.way, task.shot, task.query, int(tree["seed"]), "train")(0, 1)
+    path = Path(tree["sheet"] or runs.OUTPUTS / "data" / f"{tree['dataset']['name']}.png")
+    contact_sheet(path, bank, episode, task.shot)
+    print(f"  sheet  {path}: a drawing of each class, and a {task.way}-way {task.shot}-shot episode")
