@@ -73,4 +73,4 @@ def draw(tree: Tree, banks: dict[str, Bank]) -> None:
     episode = bank.episodes(task.way, task.shot, task.query, int(tree["seed"]), "train")(0, 1)
     path = Path(tree["sheet"] or runs.OUTPUTS / "data" / f"{tree['dataset']['name']}.png")
     contact_sheet(path, bank, episode, task.shot)
-    print(f"  sheet  {path}: a drawing of each class, and a {task.way}-way {task.shot}-shot episode")
+    print(f"  sheet  {path}")

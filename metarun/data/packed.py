@@ -83,18 +83,23 @@ def packed(
         return kept
     try:
         place.mkdir(parents=True, exist_ok=True)
+        part = place / f"{stem}.part"
         while kept is None:
-            with _alone(place / f"{stem}.part", name) as data:
-                # While we waited another process may have made it; then what we hold is no longer the part.
+            with _alone(part, name) as data:
+                # While we waited another process may have made it; then what we hold is no part of anything.
                 kept = _read(place / stem, key, item)
-                if kept is None and _is(data, place / f"{stem}.part"):
+                if not _is(data, part):
+                    continue
+                if kept is None:
                     _make(place / stem, data, name, key, count, item, decode, skip_broken, workers or cores())
+                    kept = _read(place / stem, key, item)
+                else:
+                    part.unlink()
     except OSError as error:
         raise InputError(
             f"{place} cannot hold {name}, {count * prod(item) / 1e6:,.0f} MB ({error.strerror or error}): make room, "
             "or set METARUN_CACHE to a folder that can"
         ) from error
-    assert kept is not None
     return kept
 
 
