@@ -138,14 +138,10 @@ def main() -> None:
         alone, _, _ = prepare(images, one, 1)
         together, memory, size = prepare(images, every, cores)
         again, _, _ = prepare(images, every, cores)
-        print(
-            f"prepare  {CLASSES * EACH:,} JPEG files of {SIDE}x{SIDE}: {alone:.1f} s on 1 core, {together:.1f} s on {cores}, "
-            f"{alone / together:.2f} times as fast"
-        )
-        print(
-            f"         memory {memory / 1e6:,.0f} MB, {memory / size:.2f} times the cache's {size / 1e6:,.0f} MB; "
-            f"a second start {again:.2f} s"
-        )
+        print(f"prepare  {CLASSES * EACH:,} JPEG files of {SIDE}x{SIDE}: {alone:.1f} s on 1 core")
+        print(f"         {together:.1f} s on {cores}: {alone / together:.2f} times as fast")
+        print(f"         memory {memory / 1e6:,.0f} MB, {memory / size:.2f} times the cache's {size / 1e6:,.0f} MB")
+        print(f"         a second start {again:.2f} s")
         os.environ["METARUN_CACHE"] = str(every)
         colour = image_bank("bench", "train", folders(images), Form(SIDE), Place(Path()))
         for name, bank, filters, halving in (
@@ -154,15 +150,11 @@ def main() -> None:
         ):
             step, sampler = stepper(bank, filters, halving)
             seconds, drawing = timed(step, args.steps), sampling(sampler, 10)
-            print(
-                f"sample   {name}: {TASKS / drawing:,.0f} episodes a second, {drawing:.3f} s for {TASKS}; "
-                f"a MAML step {seconds:.2f} s, of which {100 * drawing / seconds:.2f} %"
-            )
+            print(f"sample   {name}: {TASKS / drawing:,.0f} episodes a second, {drawing:.3f} s for {TASKS}")
+            print(f"         a MAML step {seconds:.2f} s, of which {100 * drawing / seconds:.2f} %")
         waiting = from_disk(colour, every, seconds, 5)
-        print(
-            f"disk     {SIDE}x{SIDE} colour, nothing in memory: the loop waits {waiting:.3f} s for {TASKS}, "
-            f"{100 * waiting / seconds:.2f} % of a step"
-        )
+        print(f"disk     {SIDE}x{SIDE} colour, nothing in memory: the loop waits {waiting:.3f} s for {TASKS}")
+        print(f"         {100 * waiting / seconds:.2f} % of a step")
     print(f"the most memory of this script: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
