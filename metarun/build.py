@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 
 from metarun.config import Plan, Tree
 from metarun.data.ahead import Ahead
 from metarun.data.augment import Augment, Augmented
 from metarun.data.bank import ClassBank, subset, with_turns
+from metarun.data.sampler import EpisodeSampler
+from metarun.data.varied import Shapes, VariedSampler
 from metarun.types import Algorithm, Bank, HostSide, InputError, Meta, Net, Sampler, TaskShape
 
 
@@ -18,10 +22,42 @@ def sampler(plan: Plan, split: str, bank: Bank) -> Sampler:
     elif plan.algorithm.supervised:
         episodes = bank.batches(plan.seed, split)
     else:
-        episodes = bank.episodes(plan.task.way, plan.task.shot, plan.task.query, plan.seed, split, "task")
+        task = plan.task
+        episodes = bank.episodes(task.most_way, task.most_shot, task.query, plan.seed, split, "task")
+        if (made := shapes(plan)) is not None:
+            episodes = varied(plan, episodes, made)
     if split == "train":
         episodes = augmented(plan, episodes)
     return Ahead(episodes) if bank.ahead else episodes
+
+
+def shapes(plan: Plan) -> Shapes | None:
+    """The way and shot of each meta-batch, where they are not always the same."""
+    task = plan.task
+    if plan.algorithm.supervised or not task.varies:
+        return None
+    return Shapes((task.way, task.most_way), (task.shot, task.most_shot), plan.train.meta_batch, plan.seed)
+
+
+def varied(plan: Plan, largest: Sampler, made: Shapes) -> Sampler:
+    if not isinstance(largest, EpisodeSampler):
+        raise InputError("task.way_to, task.shot_to, task.balanced: this dataset has no classes; leave them out")
+    if largest.bank.groups is not None and not plan.task.balanced:
+        raise InputError("task.balanced=false: not of images in groups, which are kept apart; set task.balanced=true")
+    return VariedSampler(largest, made, plan.task.balanced)
+
+
+def networks(plan: Plan, net: Net) -> Callable[[int], Net]:
+    """The network of each training step: where the way varies, one that puts out as many classes as there are."""
+    made = shapes(plan)
+    if made is None:
+        return lambda step: net
+
+    @cache
+    def of_way(way: int) -> Net:
+        return plan.model(item_shape=net.item_shape, outputs=way)
+
+    return lambda step: of_way(made.at(step * made.batch)[0])
 
 
 def augmented(plan: Plan, episodes: Sampler) -> Sampler:
@@ -57,7 +93,8 @@ def serves(plan: Plan, tree: Tree, net: Net, kind: str, node: str) -> None:
     """Raises `InputError` where the method cannot serve the tasks that a config node asks for, with this network."""
     task = plan.task if node == "task" else plan.eval
     try:
-        plan.algorithm.check(net, TaskShape(kind, task.way, task.shot, task.query))
+        balanced = node == "eval" or plan.task.balanced
+        plan.algorithm.check(net, TaskShape(kind, task.way, task.shot, task.query, balanced))
     except ValueError as e:
         raise InputError(f"algo={tree['algo']['name']}: {e}") from None
 

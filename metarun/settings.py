@@ -10,11 +10,36 @@ from metarun.types import setting
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """A training episode; `way` is 1 in regression, and 2 or more where there are classes."""
+    """A training episode; `way` is 1 in regression, and 2 or more where there are classes.
+
+    With `way_to` or `shot_to` each meta-batch draws its own way or shot, from `way` or `shot` up to that. Unless they
+    are `balanced`, classes have unequal shots, `shot` of them on average.
+    """
 
     way: int = setting(5, least=1)
     shot: int = setting(1, least=1)
     query: int = setting(1, least=1)
+    way_to: int | None = setting(None, least=1)
+    shot_to: int | None = setting(None, least=1)
+    balanced: bool = setting(True)
+
+    def __post_init__(self) -> None:
+        for name in ("way", "shot"):
+            low, high = getattr(self, name), getattr(self, f"{name}_to")
+            if high is not None and high < low:
+                raise ValueError(f"{name}_to={high}: is below {name}={low}")
+
+    @property
+    def most_way(self) -> int:
+        return self.way if self.way_to is None else self.way_to
+
+    @property
+    def most_shot(self) -> int:
+        return self.shot if self.shot_to is None else self.shot_to
+
+    @property
+    def varies(self) -> bool:
+        return (self.way, self.shot) != (self.most_way, self.most_shot) or not self.balanced
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import yaml
 
@@ -35,8 +34,10 @@ class Row:
     paper: str | None = None
 
 
+SHORT = "train.schedule=cosine"
 INNER = "train.meta_batch=16 train.clip=10"
 WIDE = "task.way=20 eval.way=5 task.query=5 eval.query=5 train.meta_batch=1 model.statistics=running"
+WIDER = WIDE.replace("way=20", "way=60", 1)
 BATCHES = "train.meta_batch=64 model.statistics=running train.iterations=3000"
 ONE_SHOT_ROWS = [
     Row("maml", f"algo=maml {INNER} train.iterations=1100", "omniglot_maml_5w1s"),
@@ -50,23 +51,28 @@ ONE_SHOT_ROWS = [
     ),
     Row("metasgd", f"algo=metasgd {INNER} train.iterations=1000"),
     Row("mamlpp", "algo=mamlpp train.meta_batch=4 train.clip=10 train.iterations=800", "omniglot_mamlpp_5w1s"),
-    Row("imaml", "algo=imaml train.meta_batch=4 train.clip=10 train.iterations=400"),
+    Row("imaml", f"algo=imaml train.meta_batch=4 train.lr=5e-4 train.clip=1 {SHORT} train.iterations=500"),
     Row("cavia", f"algo=cavia {INNER} train.iterations=1300"),
     Row("protomaml", "algo=protomaml train.meta_batch=4 train.clip=10 train.iterations=900"),
     Row("metacurvature", f"algo=metacurvature {INNER} train.iterations=900"),
-    Row("metalstm", "algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 train.iterations=1000"),
-    Row("protonet", f"algo=protonet {WIDE} train.iterations=3000", "omniglot_protonet_5w1s"),
+    Row(
+        "metalstm",
+        f"algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 {SHORT} train.iterations=3000",
+    ),
+    Row("protonet", f"algo=protonet {WIDER} train.lr=2e-3 {SHORT} train.iterations=1000", "omniglot_protonet_5w1s"),
     Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=2500"),
     Row("matchingnet", f"algo=matchingnet {WIDE} train.iterations=2500", "omniglot_matchingnet_5w1s"),
-    Row("matchingnet fce", f"algo=matchingnet algo.fce=true {WIDE} train.iterations=1500"),
+    Row("matchingnet fce", f"algo=matchingnet algo.fce=true {WIDE} train.iterations=1300"),
     Row("relationnet", f"algo=relationnet {WIDE} train.iterations=1500", "omniglot_relationnet_5w1s"),
     Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=2500"),
-    Row("metaoptnet svm", "algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"),
+    Row(
+        "metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 {SHORT} train.iterations=1900"
+    ),
     Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=2500"),
     Row("baseline", f"algo=baseline {BATCHES}"),
     Row("baselinepp", f"algo=baselinepp {BATCHES}"),
 ]
-FIVE = "task.shot=5 train.meta_batch=6 train.clip=10"
+FIVE = "task.shot=5 task.query=5 train.meta_batch=4 train.clip=10 train.schedule=cosine"
 FIVE_SHOT_ROWS = [
     Row("maml 5-shot", f"algo=maml {FIVE} train.iterations=900", "omniglot_maml_5w5s"),
     Row("fomaml 5-shot", f"algo=fomaml {FIVE} train.iterations=1500", "omniglot_fomaml_5w5s"),
@@ -76,7 +82,7 @@ FIVE_SHOT_ROWS = [
         "algo=reptile algo.eval_steps=20 train.iterations=900 eval.shot=5",
         "omniglot_reptile_transductive_5w5s",
     ),
-    Row("protonet 5-shot", f"algo=protonet task.shot=5 {WIDE} train.iterations=1800", "omniglot_protonet_5w5s"),
+    Row("protonet 5-shot", f"algo=protonet task.shot=5 {WIDE} {SHORT} train.iterations=1800", "omniglot_protonet_5w5s"),
     Row(
         "matchingnet 5-shot", f"algo=matchingnet task.shot=5 {WIDE} train.iterations=1800", "omniglot_matchingnet_5w5s"
     ),
@@ -95,7 +101,7 @@ ROWS = [*ONE_SHOT_ROWS, *FIVE_SHOT_ROWS, *CLASSICAL_ROWS]
 
 
 def make(row: Row, out: Path, threads: int) -> None:
-    """Runs a row to its end, or goes on with it; adds the seconds it took to `out/NAME/seconds`."""
+    """Runs a row to its end, or goes on with it."""
     folder = out / row.name.replace(" ", "_")
     if (folder / "eval.json").exists():
         return
@@ -105,13 +111,8 @@ def make(row: Row, out: Path, threads: int) -> None:
     else:
         words = [*COMMON.split(), f"device.threads={threads}", *row.words.split(), f"hydra.run.dir={folder}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    began = monotonic()
     with (out / f"{folder.name}.log").open("ab") as log:
         done = subprocess.run([*metarun, *words], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    seconds = folder / "seconds"
-    before = float(seconds.read_text()) if seconds.exists() else 0.0
-    if folder.is_dir():
-        seconds.write_text(f"{before + monotonic() - began:.1f}\n")
     print(f"{row.name}: {told(folder) if done.returncode == 0 else f'failed, see {out / folder.name}.log'}", flush=True)
 
 
@@ -128,17 +129,26 @@ def paper(row: Row) -> str:
     return f"{content['accuracy']}" + (f" ± {content['ci95']}" if content.get("ci95") is not None else "")
 
 
+def minutes(folder: Path) -> str:
+    """How long it trained, validation left out."""
+    path, seconds, step = folder / "metrics.jsonl", 0.0, 0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        row = json.loads(line)
+        if row["split"] == "train":
+            seconds, step = seconds + (row["step"] - step) / row["rate"], row["step"]
+    return f"{seconds / 60:.1f}" if step else ""
+
+
 def table(out: Path) -> str:
     """Markdown, of the rows that are done."""
     lines = [
-        "| method | `metarun train ...` | accuracy (short run) | paper (full length) | minutes |",
+        "| method | `metarun train ...` | accuracy (short run) | paper (full length) | minutes of training |",
         "|---|---|---|---|---|",
     ]
     for row in ROWS:
         folder = out / row.name.replace(" ", "_")
         if (folder / "eval.json").exists():
-            minutes = float((folder / "seconds").read_text()) / 60
-            lines.append(f"| {row.name} | `{row.words}` | {told(folder)} | {paper(row)} | {minutes:.1f} |")
+            lines.append(f"| {row.name} | `{row.words}` | {told(folder)} | {paper(row)} | {minutes(folder)} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from metarun.algorithms.embedding import EmbeddingBased, cosine, embedded, members
 from metarun.algorithms.inner import own
-from metarun.types import Episode, Meta, Net, register, setting
+from metarun.types import Episode, Meta, Net, TaskShape, register, setting
 
 
 @register("algo", "matchingnet")
@@ -37,6 +37,14 @@ class MatchingNet(EmbeddingBased):
     scale: float = setting(1.0, above=0)
     fce: bool = setting(False)
     read_steps: int = setting(5, least=1)
+
+    def check(self, net: Net, task: TaskShape) -> None:
+        super().check(net, task)
+        if self.fce and not task.balanced:
+            raise ValueError(
+                "full-context embeddings read the support set shot by shot, and these classes have unequal shots; "
+                "algo.fce=false or task.balanced=true fits"
+            )
 
     @property
     def in_turn(self) -> bool:

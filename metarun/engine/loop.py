@@ -35,12 +35,14 @@ def fit(
     save: Callable[[str, TrainState], None],
     tick: Callable[[int], None],
     stop: Callable[[], bool],
+    net_at: Callable[[int], Net] | None = None,
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
     measure             what the validation score is a mean of
     log(row)            one row of metrics: {"step", "split": "train" or "val", ...}
     save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
+    net_at(step)        the network of a step (from 0), where it is not always `net`
     tick(step)          after every step; must not wait for the device
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
@@ -51,6 +53,7 @@ def fit(
     while state.step < settings.iterations:
         first = state.step * batch
         now = algorithm.at_step(state.step, settings.iterations)
+        net = net if net_at is None else net_at(state.step)
         metrics = train_step(now, net, state, episodes(first, batch), chunk, settings.clip, penalty, ticket + first)
         state.add(metrics)
         step, ended, stopping = state.step, state.step == settings.iterations, stop()

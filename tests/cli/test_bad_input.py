@@ -14,7 +14,7 @@ LONGEST = 420
 
 NAMES = {
     "trian": "no command 'trian'; did you mean train?",
-    "--foo": "no command '--foo'; choose from: eval, list, train",
+    "--foo": "no command '--foo'; choose from: data, eval, list, train",
     "list lago": "nothing called 'lago' to list; did you mean algo?",
     "train algo=mamll": "algo=mamll: no such algo; did you mean maml",
     "train algo=MAML": "algo=MAML: no such algo; did you mean maml?",
@@ -114,7 +114,7 @@ MISFITS = {
     "train task.way=865 eval.way=5": "task.way=865: split 'train' has 864 classes; lower task.way",
     "train task.query=20 eval.query=1": "task.shot + task.query = 1 + 20 = 21: lower task.shot or task.query",
     "train eval.query=50": "has 20 images, eval.shot + eval.query = 1 + 50 = 51: lower eval.shot or eval.query",
-    "train algo=maml eval.way=7": "eval.way=7: 'head.weight' is trained for task.way=5 and fits no other; set eval.way",
+    "train algo=maml eval.way=7": "eval.way=7: 'head.weight' is trained for 5 classes and fits no other; set eval.way=5",
     "train model.norm=group model.groups=7": "model: groups=7 does not divide filters=64",
     "train model.blocks=5 model.halving=pool": "model: blocks=5 halvings leave nothing of 28x28",
     "train model=mlp model.widths=[]": "model: widths=[]: give 1 or more layer widths",
@@ -144,7 +144,7 @@ def test_words_with_spaces_and_none_at_all(metarun: Metarun) -> None:
         metarun("train", "algo.inner_lr=0.1 task.way=3").errors[0].startswith("'algo.inner_lr=0.1 task.way=3' cannot")
     )
     assert metarun("train", "").errors == ["'' is no SETTING=VALUE, as train.lr=1e-4 is; see metarun train --help"]
-    assert metarun("").errors == ["no command ''; choose from: eval, list, train"]
+    assert metarun("").errors == ["no command ''; choose from: data, eval, list, train"]
 
 
 def test_a_path_typed_alone(metarun: Metarun, tmp_path: Path) -> None:
