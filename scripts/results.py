@@ -1,8 +1,12 @@
-"""Every method on Omniglot, 5-way: short runs of a few minutes each on a CPU, and the table of what they reach.
+"""Short runs of a few minutes each on a CPU, and the tables of what they reach on 1,000 test tasks.
 
-Training classes are the background characters and their rotations, tests 1,000 tasks of alphabets never seen (split
-official). A row that is done is not run again, one that was stopped goes on from its checkpoint, so the script can be
-killed and started at will; `--table` prints what there is as Markdown.
+    omniglot   every method, 5-way, split official: trained on the background characters and their rotations, tested on
+               alphabets never seen
+    datasets   ProtoNet and MAML, 5-way 1-shot, on each dataset that is at hand, beside the nearest class mean of the
+               raw inputs
+
+A row that is done is not run again, one that was stopped goes on from its checkpoint, so the script can be killed and
+started at will; `--table` prints what there is as Markdown.
 """
 
 from __future__ import annotations
@@ -20,18 +24,23 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = (
-    "dataset=omniglot model=conv4 logger=none device=cpu eval.episodes=1000 train.val_episodes=200 train.val_every=250 "
-    "train.log_every=50 checkpoint.every=250"
+    "logger=none device=cpu eval.episodes=1000 train.val_episodes=200 train.val_every=250 train.log_every=50 "
+    "checkpoint.every=250"
 )
+OMNIGLOT = "dataset=omniglot model=conv4"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: what is typed after `metarun train`, beside `COMMON`; `paper` is the recipe that holds the number."""
+    """One run: what is typed after `metarun train`, beside `COMMON` and what its table has in common.
+
+    `paper` is the recipe that holds a method's number; `beside` the row of a dataset that its others are beside.
+    """
 
     name: str
     words: str
     paper: str | None = None
+    beside: str | None = None
 
 
 SHORT = "train.schedule=cosine"
@@ -97,23 +106,74 @@ CLASSIFIERS = (
     "decision_tree",
 )
 CLASSICAL_ROWS = [Row(name.replace("_", " "), f"algo=classical algo.classifier={name}") for name in CLASSIFIERS]
-ROWS = [*ONE_SHOT_ROWS, *FIVE_SHOT_ROWS, *CLASSICAL_ROWS]
+OMNIGLOT_ROWS = [*ONE_SHOT_ROWS, *FIVE_SHOT_ROWS, *CLASSICAL_ROWS]
+
+NEAREST = "algo=classical algo.classifier=nearest_centroid"
+CIFAR = "model=conv4 augment.flip=true augment.crop=4"
+BENCHMARKS = {
+    "omniglot, split vinyals": (
+        f"{OMNIGLOT} dataset.split=vinyals",
+        f"{WIDER} train.lr=2e-3 train.iterations=1000",
+        f"{INNER} train.iterations=1100",
+    ),
+    "omniglot, split maml": (
+        f"{OMNIGLOT} dataset.split=maml",
+        f"{WIDER} train.lr=2e-3 train.iterations=1000",
+        f"{INNER} train.iterations=1100",
+    ),
+    **{
+        name: (
+            f"dataset={name} {CIFAR}",
+            f"{WIDE} train.iterations=2500",
+            f"{INNER} algo.inner_lr=0.1 task.query=5 train.meta_batch=8 train.iterations=900",
+        )
+        for name in ("cifar_fs", "fc100")
+    },
+}
+DATASET_ROWS = [
+    row
+    for name, (common, protonet, maml) in BENCHMARKS.items()
+    for row in (
+        Row(f"{name}: nearest class mean", f"{common.partition(' augment')[0]} {NEAREST}"),
+        Row(f"{name}: protonet", f"{common} algo=protonet {protonet} {SHORT}", beside=name),
+        Row(f"{name}: maml", f"{common} algo=maml {maml} {SHORT}", beside=name),
+    )
+]
+TABLES = {"omniglot": (OMNIGLOT, OMNIGLOT_ROWS), "datasets": ("", DATASET_ROWS)}
 
 
-def make(row: Row, out: Path, threads: int) -> None:
+def place(out: Path, row: Row) -> Path:
+    return out / row.name.replace(", ", "_").replace(": ", "_").replace(" ", "_")
+
+
+def done(row: Row, out: Path) -> bool:
+    """Whether the row has been run, with what it says now."""
+    folder = place(out, row)
+    if not (folder / "eval.json").exists():
+        return False
+    typed = json.loads((folder / "environment.json").read_text())["sessions"][0]["command"]
+    if set(row.words.split()) <= set(typed):
+        return True
+    sys.exit(f"error: {folder} was run with other settings than '{row.name}' has now; take it away to run it anew")
+
+
+def make(row: Row, common: str, out: Path, threads: int) -> None:
     """Runs a row to its end, or goes on with it."""
-    folder = out / row.name.replace(" ", "_")
-    if (folder / "eval.json").exists():
+    if done(row, out):
         return
+    folder = place(out, row)
     metarun = [str(Path(sys.executable).with_name("metarun")), "train"]
     if (folder / "checkpoints" / "last.pt").exists():
         words = [f"resume={folder}"]
     else:
-        words = [*COMMON.split(), f"device.threads={threads}", *row.words.split(), f"hydra.run.dir={folder}"]
+        typed = f"{common} {COMMON} device.threads={threads} {row.words}".split()
+        words = [*typed, f"hydra.run.dir={folder}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (out / f"{folder.name}.log").open("ab") as log:
-        done = subprocess.run([*metarun, *words], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    print(f"{row.name}: {told(folder) if done.returncode == 0 else f'failed, see {out / folder.name}.log'}", flush=True)
+        ended = subprocess.run([*metarun, *words], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    print(
+        f"{row.name}: {told(folder) if ended.returncode == 0 else f'failed, see {out / folder.name}.log'}", flush=True
+    )
 
 
 def told(folder: Path) -> str:
@@ -139,35 +199,49 @@ def minutes(folder: Path) -> str:
     return f"{seconds / 60:.1f}" if step else ""
 
 
-def table(out: Path) -> str:
+def table(rows: list[Row], out: Path) -> str:
     """Markdown, of the rows that are done."""
-    lines = [
-        "| method | `metarun train ...` | accuracy (short run) | paper (full length) | minutes of training |",
-        "|---|---|---|---|---|",
-    ]
-    for row in ROWS:
-        folder = out / row.name.replace(" ", "_")
-        if (folder / "eval.json").exists():
-            lines.append(f"| {row.name} | `{row.words}` | {told(folder)} | {paper(row)} | {minutes(folder)} |")
-    return "\n".join(lines)
+    made = [row for row in rows if done(row, out)]
+    if any(row.beside for row in rows):
+        lines = ["| `metarun train ...` | accuracy (short run) | nearest class mean | minutes of training |"]
+        cells = [
+            (f"`{row.words}`", told(place(out, row)), nearest(out, row), minutes(place(out, row)))
+            for row in made
+            if row.beside
+        ]
+    else:
+        lines = ["| method | `metarun train ...` | accuracy (short run) | paper (full length) | minutes of training |"]
+        cells = [
+            (row.name, f"`{row.words}`", told(place(out, row)), paper(row), minutes(place(out, row))) for row in made
+        ]
+    lines.append("|---" * lines[0].count(" | ") + "|---|")
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def nearest(out: Path, row: Row) -> str:
+    folder = place(out, Row(f"{row.beside}: nearest class mean", ""))
+    return told(folder) if (folder / "eval.json").exists() else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "results-omniglot", help="where the runs go")
+    parser.add_argument("table", nargs="?", choices=TABLES, default="omniglot", help="which table (omniglot)")
+    parser.add_argument("--out", type=Path, help="where the runs go (outputs/results-TABLE)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these rows; all where it is left out")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side (2)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each (1)")
-    parser.add_argument("--table", action="store_true", help="print the table of what is done, run nothing")
+    parser.add_argument("--table", action="store_true", dest="print_only", help="print what is done, run nothing")
     args = parser.parse_args()
-    names = [row.name for row in ROWS]
+    common, rows = TABLES[args.table]
+    out = args.out or ROOT / "outputs" / f"results-{args.table}"
+    names = [row.name for row in rows]
     if unknown := [name for name in args.only or [] if name not in names]:
-        parser.error(f"no row is called {unknown[0]}; there are: {', '.join(names)}")
-    if not args.table:
-        rows = [row for row in ROWS if not args.only or row.name in args.only]
+        parser.error(f"no row is called '{unknown[0]}'; there are: {'; '.join(names)}")
+    if not args.print_only:
+        chosen = [row for row in rows if not args.only or row.name in args.only]
         with ThreadPoolExecutor(args.workers) as pool:
-            list(pool.map(lambda row: make(row, args.out, args.threads), rows))
-    print(table(args.out))
+            list(pool.map(lambda row: make(row, common, out, args.threads), chosen))
+    print(table(rows, out))
 
 
 if __name__ == "__main__":
