@@ -9,8 +9,8 @@ from metarun.config import Tree
 from metarun.engine.optim import TIED_TO_LENGTH
 from metarun.types import InputError
 
-FREE = ("device", "logger", "data_root", "checkpoint", "plugins")
-"""Nodes that say where and how a run is computed and kept, not what it is."""
+FREE = ("device", "logger", "data_root", "data.offline", "checkpoint", "plugins")
+"""Nodes and settings that say where and how a run is computed and kept, not what it is."""
 
 
 def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
@@ -18,12 +18,12 @@ def continued(own: Tree, asked: Tree, typed: list[str], folder: Path) -> Tree:
     tree = dict(own)
     for key in typed:
         node, _, leaf = key.partition(".")
-        if node in FREE:  # a whole node for a choice (device=cpu), else the one setting that was typed
+        if node in FREE or key in FREE:  # a whole node for a choice (device=cpu), else the one setting that was typed
             whole = not leaf or not isinstance(tree.get(node), dict)
             tree[node] = asked[node] if whole else tree[node] | {leaf: asked[node][leaf]}
     before, now = config.flat(own), config.flat(asked)
     for key in typed:
-        if key.split(".")[0] in (*FREE, "resume", "hydra"):
+        if {key, key.split(".")[0]} & {*FREE, "resume", "hydra"}:
             continue
         for leaf in [k for k in now if k == key or k.startswith(f"{key}.")]:
             if leaf == "train.iterations":

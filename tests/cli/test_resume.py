@@ -139,8 +139,8 @@ def test_it_may_grow(metarun: Metarun, copied: Path, tmp_path: Path) -> None:
 
 
 def test_where_and_how_it_runs_may_change(metarun: Metarun, copied: Path) -> None:
-    words = ("device=cpu", "device.threads=1", "device.chunk=1", "checkpoint.every=1", "logger=none", "seed=0")
-    assert metarun("train", "resume=latest", "train.iterations=6", *words, "task.way=5").code == 0
+    free = ("device=cpu", "device.threads=1", "device.chunk=1", "checkpoint.every=1", "logger=none", "seed=0")
+    assert metarun("train", "resume=latest", "train.iterations=6", *free, "data.offline=true", "task.way=5").code == 0
     assert runs.read_config(copied)["checkpoint"] == {"every": 1}
     assert runs.read_config(copied)["device"]["chunk"] == 1
     assert runs.read_config(copied)["train"]["iterations"] == 6
