@@ -24,7 +24,6 @@ COMMANDS = {
     "data": "what is in a dataset, and making it ready: data info|prepare NAME",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
-DATA_ACTIONS = ("info", "prepare")
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
 WIDTH = 80
 
@@ -93,7 +92,7 @@ def dispatch(args: list[str]) -> int:
 def _data_words(args: list[str]) -> list[str]:
     """`info NAME ...` as settings: action=info dataset=NAME."""
     plain = [word for word in args[:2] if "=" not in word and not word.startswith("-")]
-    keys = ("dataset",) if len(plain) == 1 and plain[0] not in DATA_ACTIONS else ("action", "dataset")
+    keys = ("dataset",) if len(plain) == 1 and plain[0] in choices("dataset") else ("action", "dataset")
     return [f"{key}={word}" for key, word in zip(keys, plain)] + args[len(plain) :]
 
 

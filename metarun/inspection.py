@@ -6,7 +6,6 @@ from pathlib import Path
 from time import monotonic
 
 from metarun import config, runs
-from metarun.cli import DATA_ACTIONS
 from metarun.config import Tree
 from metarun.data import cache
 from metarun.data.bank import ClassBank
@@ -14,14 +13,15 @@ from metarun.schema import checked, made
 from metarun.settings import DataSettings, TaskSettings
 from metarun.types import SPLITS, Bank, InputError, Place
 
+ACTIONS = ("info", "prepare")
 HEADER = ("split", "classes", "items", "per class", "MB", "checksum")
 
 
 def inspect(tree: Tree) -> int:
     """`metarun data ACTION NAME`, from a resolved config."""
     action = tree["action"]
-    if action not in DATA_ACTIONS:
-        raise InputError(f"metarun data {action}: no such action; choose from: {', '.join(DATA_ACTIONS)}")
+    if action not in ACTIONS:
+        raise InputError(f"metarun data {action}: no such action; choose from: {', '.join(ACTIONS)}")
     name = tree["dataset"]["name"]
     dataset = config.component("dataset", tree)
     data = made(DataSettings, checked(DataSettings, tree["data"], "data"), "data")

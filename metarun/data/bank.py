@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.counter import mix
 from metarun.data.sampler import BatchSampler, EpisodeSampler
+from metarun.types import MEASURES
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class ClassBank:
     groups: Tensor | None = None
     """(items,) int64: support and queries of an episode never share a group; None: nor an item, which is all"""
     ahead: bool = False
+    sources: Tensor | None = None
+    """(classes,) int64: the classes of an episode are all of one source, each source as likely. The names then begin
+    with their source's and a slash. None: of any classes"""
     kind = "classification"
+    measures = (MEASURES["accuracy"],)
 
     def __post_init__(self) -> None:
         assert len(self.offsets) == len(self.names) + 1
@@ -61,6 +66,8 @@ class ClassBank:
     def digest(self) -> str:
         """8 hex digits of the bytes and of where classes begin. Call it before the bank goes to a GPU."""
         start = crc32(self.offsets.numpy().data)
+        if self.sources is not None:
+            start = crc32(self.sources.numpy().data, start)
         if self.checksum:
             return f"{crc32(self.checksum.encode(), start):08x}"
         return f"{crc32(self.items.contiguous().view(torch.uint8).numpy().data, start):08x}"
@@ -68,8 +75,11 @@ class ClassBank:
     def to(self, device: Any, budget: int | None = None) -> ClassBank:
         fits = budget is None or self.bytes <= budget
         groups = None if self.groups is None else self.groups.to(device)
+        sources = None if self.sources is None else self.sources.to(device)
         items = self.items.to(device) if fits else self.items
-        return replace(self, items=items, offsets=self.offsets.to(device), groups=groups, ahead=not fits)
+        return replace(
+            self, items=items, offsets=self.offsets.to(device), groups=groups, sources=sources, ahead=not fits
+        )
 
     def rows(self, rows: Tensor) -> Tensor:
         """(n,) -> (n, *item) float on the bank's device; images in [0, 1]"""
@@ -111,6 +121,7 @@ def subset(bank: ClassBank, classes: int | None, images: int | None, seed: int) 
         sizes.cumsum(0),
         tuple(bank.names[c] for c in chosen),
         groups=None if bank.groups is None else bank.groups[picked],
+        sources=None if bank.sources is None else bank.sources[chosen],
     )
 
 
@@ -128,5 +139,6 @@ def with_turns(bank: ClassBank) -> ClassBank:
         offsets=torch.cat([bank.offsets, *(bank.offsets[1:] + quarter * len(bank.items) for quarter in (1, 2, 3))]),
         names=bank.names + tuple(f"{name}/rot{degrees}" for degrees in (90, 180, 270) for name in bank.names),
         groups=None if bank.groups is None else bank.groups.repeat(4),
+        sources=None if bank.sources is None else bank.sources.repeat(4),
         checksum="",
     )

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,12 +25,16 @@ LARGEST = 1024
 """pixels of a side that images are made to"""
 
 
+Box = tuple[float, float, float, float]
+"""left, top, right and bottom, in pixels"""
+
+
 class Ref(NamedTuple):
-    """An image: a file, or a member of a zip file; with `box`, a part of it (left, top, right, bottom in pixels)."""
+    """An image: a file, or a member of a zip file; with `box`, what of it is in there."""
 
     path: str
     member: str | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     group: str = ""
     """images of one group are much alike (a video's frames): support and queries of an episode never share a group"""
 
@@ -69,7 +73,7 @@ def image_bank(name: str, split: str, classes: Classes, form: Form, place: Place
         return decoded(open_image, refs[i], form)
 
     made = packed(
-        f"{name}-{split}", f"1 {form} {stamp(refs)}", len(refs), form.item, decode, skip_broken=place.skip_broken
+        f"{name}-{split}", f"2 {form} {stamp(refs)}", len(refs), form.item, decode, skip_broken=place.skip_broken
     )
     left_out = set(made.left_out)
     sizes, rows = [], iter(range(len(refs)))
@@ -99,8 +103,8 @@ def stamp(refs: Sequence[Ref]) -> str:
                 status = os.stat(ref.path)  # noqa: PTH116 (a Path for each image would double the time)
             except FileNotFoundError:
                 raise InputError(f"{ref.path} is not there: put it there, or take it out of the list") from None
-            except OSError as error:
-                raise InputError(f"{ref.path} cannot be read ({error.strerror})") from error
+            except (OSError, ValueError) as error:  # a name may hold what no file's can
+                raise InputError(f"{ref.path!r} cannot be read ({error})") from error
             files[ref.path] = f"{status.st_size}:{status.st_mtime_ns}"
         digest.update(f"{ref.path}\0{ref.member}\0{ref.box}\0{files[ref.path]}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
@@ -127,15 +131,25 @@ def decoded(read: Opener, ref: Ref, form: Form) -> bytes:
 
     try:
         with Image.open(io.BytesIO(read(ref))) as image:
-            image = whole_colours(image, form.channels)
-            box = ref.box or (0.0, 0.0, float(image.width), float(image.height))
-            if form.fit == "crop":
-                box = middle(box)
-            # Pillow filters over the box alone, so nothing around it shines through.
-            small = image.resize((form.side, form.side), Image.Resampling.LANCZOS, box)
+            return as_bytes(image, form, ref.box)
     except Exception as error:
         # A broken image may raise nearly anything.
         raise Broken(f"{ref} does not decode ({type(error).__name__}: {error})") from error
+
+
+def as_bytes(image: Any, form: Form, box: Box | None = None) -> bytes:
+    """A Pillow image, or what of it is in a box, as the bytes of `form.item`. Raises `ValueError` for an empty box."""
+    from PIL import Image
+
+    image = whole_colours(image, form.channels)
+    if box is not None or form.fit == "crop":
+        left, top, right, bottom = box or (0, 0, image.width, image.height)
+        box = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+        left, top, right, bottom = map(round, middle(box) if form.fit == "crop" else box)
+        if right <= left or bottom <= top:
+            raise ValueError(f"nothing of {image.width}x{image.height} pixels is in the box")
+        image = image.crop((left, top, right, bottom))  # before it is resized, or what is around it shines through
+    small = image.resize((form.side, form.side), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
     return pixels.view(form.side, form.side, form.channels).permute(2, 0, 1).contiguous().numpy().tobytes()
 
@@ -152,7 +166,7 @@ def whole_colours(image, channels: int):
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def middle(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+def middle(box: Box) -> Box:
     """The largest square in the middle of a box."""
     left, top, right, bottom = box
     side = min(right - left, bottom - top)

@@ -20,8 +20,6 @@ import os
 import random
 import re
 import sys
-import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ import torch
 
 from metarun.data.bank import ClassBank, with_turns
 from metarun.data.cache import cached
+from metarun.data.download import fetch
 from metarun.data.reading import reading
 from metarun.types import InputError, Place, register, setting
 
@@ -45,8 +44,6 @@ DRAWINGS = 20
 DRAWN_AT = 105
 SIDE = 28
 MAML_TRAIN, MAML_VAL = 1100, 100
-PATIENCE = 8.0
-"""seconds that a download may go without a new byte"""
 
 Sets = dict[str, list[str]]
 """The characters of each of the two published sets, as sorted names `Alphabet/character01`."""
@@ -65,7 +62,7 @@ class Omniglot:
     def load(self, split: str, place: Place) -> ClassBank:
         """20 drawings for each character of `train`, `val` or `test`; in `train`, also turned by 90, 180 and 270."""
         folder = place.root / FOLDER
-        sources = _find(folder, self.download and not place.offline)
+        sources = _find(folder, self.download, place)
         key = f"{VERSION} " + " ".join(f"{name}={_stamp(path)}" for name, path in sources.items())
         packed = cached("omniglot", key, lambda: _pack(sources))
         rows = {name: row for row, name in enumerate(packed["names"])}
@@ -117,16 +114,16 @@ _SPLITS: dict[str, Callable[[Sets, int], Sets]] = {"maml": _maml, "official": _o
 # Sources: each set is a folder or a zip file; its members are named as in the zip file in either case.
 
 
-def _find(folder: Path, download: bool) -> dict[str, Path]:
+def _find(folder: Path, download: bool, place: Place) -> dict[str, Path]:
     """The folder or the zip file of each set."""
     with reading(folder):
-        for place in (folder.parent, folder):
-            if place.exists() and not place.is_dir():
-                raise InputError(f"{place} is not a folder: data_root must be the folder that holds {FOLDER}")
-        return {name: _find_one(folder, name, download) for name in CHARACTERS}
+        for path in (folder.parent, folder):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is not a folder: data_root must be the folder that holds {FOLDER}")
+        return {name: _find_one(folder, name, download, place) for name in CHARACTERS}
 
 
-def _find_one(folder: Path, name: str, download: bool) -> Path:
+def _find_one(folder: Path, name: str, download: bool, place: Place) -> Path:
     extracted, packed = folder / name, folder / f"{name}.zip"
     wrong = _wrong_count(extracted) if extracted.is_dir() else None
     if extracted.is_dir() and wrong is None:
@@ -136,11 +133,11 @@ def _find_one(folder: Path, name: str, download: bool) -> Path:
     if wrong is not None:
         raise InputError(f"{extracted} is incomplete, with {wrong}: remove it, or put {packed.name} next to it")
     why = "downloading is off (data.offline, dataset.download)"
-    if download:
+    if download and not place.offline:
         try:
-            return _download(packed)
+            return _download(packed, place)
         except Exception as error:
-            # Offline, forbidden, a wrong checksum, a folder that cannot be written: the way out is the same.
+            # No net, forbidden, a wrong checksum, a folder that cannot be written: the way out is the same.
             why = f"the download failed: {str(error) or type(error).__name__}"
     raise InputError(
         f"no Omniglot in {folder}: neither {name}/ nor {packed.name} is there, and {why}. Set METARUN_DATA or "
@@ -192,46 +189,12 @@ def _wrong_count(path: Path) -> str | None:
     return None
 
 
-def _download(path: Path) -> Path:
-    """Puts a published zip file at `path`, whole or not at all, from where and as torchvision would."""
+def _download(path: Path, place: Place) -> Path:
+    """A published zip file at `path`, from where and as torchvision would."""
     from torchvision.datasets import Omniglot as Published
-    from torchvision.datasets.utils import download_url
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
-        url, md5 = f"{Published.download_url_prefix}/{path.name}", Published.zips_md5[path.stem]
-        _patiently(lambda: download_url(url, temporary, path.name, md5), Path(temporary))
-        (Path(temporary) / path.name).replace(path)
-    return path
-
-
-def _patiently(work: Callable[[], None], folder: Path) -> None:
-    """Does `work`, which fills `folder`; TimeoutError once PATIENCE seconds have brought nothing new.
-
-    In a thread, for a socket's timeout bounds neither the look-up of a name nor the number of addresses tried. A
-    thread that hangs is left behind and ends with the process.
-    """
-    failures: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    seen = 0
-    while True:
-        thread.join(PATIENCE)
-        if not thread.is_alive():
-            break
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        if size == seen:
-            raise TimeoutError(f"no answer for {PATIENCE:g} seconds")
-        seen = size
-    if failures:
-        raise failures[0]
+    url = f"{Published.download_url_prefix}/{path.name}"
+    return fetch(path.name, [url], Published.zips_md5[path.stem], path.parent, place)
 
 
 # Packing: both sources -> one dict that `cached` can keep.

@@ -55,6 +55,8 @@ class EpisodeSampler:
             raise InputError(
                 f"{where}.way={self.way}: split '{self.split}' has {len(self.bank)} classes; lower {where}.way"
             )
+        if self.bank.sources is not None:
+            self._check_sources(self.bank.sources.cpu())
         need = self.shot + self.query
         smallest = int(self.bank.sizes.argmin())
         size = int(self.bank.sizes[smallest])
@@ -66,6 +68,18 @@ class EpisodeSampler:
             )
         if self.bank.groups is not None:
             self._check_groups(self.bank.groups.cpu(), self.bank.offsets.tolist())
+
+    def _check_sources(self, sources: Tensor) -> None:
+        """Each source must have classes enough for an episode of its own."""
+        there, sizes = sources.unique(return_counts=True)
+        smallest = there[sizes.argmin()]
+        if self.way > (size := int(sizes.min())):
+            name = self.bank.names[int((sources == smallest).nonzero()[0])].partition("/")[0]
+            raise InputError(
+                f"{self.asked_by}.way={self.way}: source '{name}' of split '{self.split}' has {size} classes, and an "
+                f"episode draws from one source; lower {self.asked_by}.way, give the source more, or draw from all "
+                "together with dataset.mix=pool"
+            )
 
     def _check_groups(self, groups: Tensor, offsets: list[int]) -> None:
         """There must be a way to part the groups of every class, in whatever order they are drawn."""
@@ -87,6 +101,12 @@ class EpisodeSampler:
     def _largest(self) -> int:
         return int(self.bank.sizes.max())  # read once: reading it per step would wait for the device
 
+    @cached_property
+    def _sources(self) -> Tensor:
+        """(sources,) those that there are: a part of a bank's classes may leave some out"""
+        assert self.bank.sources is not None
+        return self.bank.sources.unique()
+
     @property
     def item_shape(self) -> tuple[int, ...]:
         return self.bank.item_shape
@@ -103,6 +123,9 @@ class EpisodeSampler:
         """(count, way) the class of the bank that each label of each episode stands for"""
         task = self._tickets(first, count)
         class_key = mix(task[:, None] + torch.arange(len(self.bank), device=task.device))
+        if self.bank.sources is not None:
+            drawn = self._sources[mix(task ^ signed(MIX[1])).remainder(len(self._sources))]
+            class_key = class_key.masked_fill(self.bank.sources != drawn[:, None], LEAST)
         return class_key.topk(self.way, dim=1).indices  # in random order
 
     def __call__(self, first: int, count: int) -> EpisodeBatch:

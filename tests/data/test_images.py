@@ -102,6 +102,18 @@ def test_a_box_is_cut_out(tmp_path: Path) -> None:
     assert torch.equal(found.permute(1, 2, 0), torch.tensor(np.array(image.crop((3, 5, 9, 11)))))
 
 
+@pytest.mark.parametrize("side", [3, 8, 40])
+def test_what_is_around_a_box_does_not_shine_through(side: int, tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 20), "red")
+    image.paste("blue", (8, 8, 16, 16))
+    found = pixels(image, Form(side), tmp_path, (8, 8, 16, 16))
+    assert found.flatten(1).amax(1).tolist() == [0, 0, 255]
+    over = pixels(image, Form(side), tmp_path, (8, 8, 16, 20.4))
+    assert torch.equal(over, pixels(image, Form(side), tmp_path, (8, 8, 16, 20)))
+    with pytest.raises(Broken, match="nothing of 20x20 pixels is in the box"):
+        pixels(image, Form(side), tmp_path, (30, 3, 40, 9))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 400), st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF"]))
 def test_any_bytes_are_an_image_or_broken(tmp_path: Path, junk: bytes, at: int, kind: str) -> None:

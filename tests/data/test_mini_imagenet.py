@@ -1,15 +1,21 @@
-"""mini-ImageNet on small made-up copies, in both layouts."""
+"""mini-ImageNet on small made-up copies, in every layout."""
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from metarun.data import mini_imagenet
@@ -53,6 +59,61 @@ def write_csv(data_root: Path) -> Path:
             file, label = row.split(",")
             picture(f"{label} {file.removesuffix('.png')[-1]}").save(folder / "images" / file)
     return folder
+
+
+def pixels(split: str, side: int = 84) -> np.ndarray:
+    """(n, side, side, 3) class by class"""
+    every = [picture(f"{label} {i}", (side, side)) for label in CLASSES[split] for i in range(IMAGES)]
+    return np.stack([np.asarray(image) for image in every])
+
+
+def numbered(split: str) -> list[int]:
+    """Labels count on from split to split, as in the published files."""
+    first = {"train": 0, "val": 3, "test": 4}[split]
+    return [first + c for c in range(len(CLASSES[split])) for _ in range(IMAGES)]
+
+
+def by_class(split: str, side: int = 84) -> dict[str, Any]:
+    rows = {label: list(range(c * IMAGES, (c + 1) * IMAGES)) for c, label in enumerate(CLASSES[split])}
+    return {"image_data": pixels(split, side), "class_dict": dict(reversed(rows.items()))}
+
+
+def by_label(split: str) -> dict[str, Any]:
+    labels = numbered(split)
+    return {
+        "data": pixels(split),
+        "labels": labels,
+        "catname2label": dict(zip(CLASSES[split], sorted(set(labels)))),
+        "label2catname": {},
+    }
+
+
+def bare(split: str) -> dict[str, Any]:
+    return {"images": pixels(split).transpose(0, 3, 1, 2), "labels": np.array(numbered(split))}
+
+
+CACHES = {
+    "mini-imagenet-cache-{}.pkl": by_class,
+    "miniImageNet_category_split_{}.pickle": by_label,
+    "{}.npz": bare,
+    "{}.pkl": bare,
+}
+
+
+def write_caches(data_root: Path, pattern: str = "mini-imagenet-cache-{}.pkl") -> Path:
+    folder = data_root / "mini-imagenet"
+    folder.mkdir(parents=True)
+    for split in SPLITS:
+        write_cache(folder, pattern, split, CACHES[pattern](split))
+    return folder
+
+
+def write_cache(folder: Path, pattern: str, split: str, content: dict[str, Any]) -> None:
+    name = pattern.format("train_phase_train" if "category" in pattern and split == "train" else split)
+    if name.endswith("npz"):
+        np.savez(folder / name, **content)
+    else:
+        (folder / name).write_bytes(pickle.dumps(content, 2))
 
 
 def load(data_root: Path, split: str = "train") -> ClassBank:
@@ -152,7 +213,49 @@ def test_csv_with_a_folder_for_each_class(tmp_path: Path) -> None:
     assert equal(load(tmp_path / "nested"), load(tmp_path / "flat"))
 
 
-# The cache
+# Caches that people pass around
+
+
+@pytest.mark.parametrize("pattern", CACHES)
+def test_caches_give_the_banks_of_their_images(tmp_path: Path, pattern: str) -> None:
+    write_folders(tmp_path / "folders")
+    write_caches(tmp_path / "caches", pattern)
+    for split in SPLITS:
+        wanted, bank = load(tmp_path / "folders", split), load(tmp_path / "caches", split)
+        if CACHES[pattern] is bare:
+            assert bank.names == tuple(f"{split}{number:03d}" for number in sorted(set(numbered(split))))
+        else:
+            assert bank.names == wanted.names
+        assert torch.equal(bank.items, wanted.items)
+        assert torch.equal(bank.offsets, wanted.offsets)
+
+
+def test_a_cache_of_another_size_is_shrunk_like_files_are(tmp_path: Path) -> None:
+    folder = write_caches(tmp_path / "caches")
+    write_cache(folder, "mini-imagenet-cache-{}.pkl", "test", by_class("test", 100))
+    bank = load(tmp_path / "caches", "test")
+    large = picture("n06 2", (100, 100)).resize((84, 84), Image.Resampling.LANCZOS)
+    assert torch.equal(bank.items[-1], torch.from_numpy(np.array(large)).permute(2, 0, 1))
+    assert MiniImageNet(image_size=28).load("test", Place(tmp_path / "caches")).item_shape == (3, 28, 28)
+
+
+def test_a_cache_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_caches(tmp_path)
+    first = load(tmp_path)
+    monkeypatch.setattr(mini_imagenet, "read_pickle", lambda path: pytest.fail(f"{path} is read again"))
+    assert equal(first, load(tmp_path))
+
+
+def test_a_part_of_a_cache_is_a_warning(tmp_path: Path) -> None:
+    folder = write_caches(tmp_path)
+    content = by_class("train")
+    content["class_dict"]["n02"].pop()
+    write_cache(folder, "mini-imagenet-cache-{}.pkl", "train", content)
+    with pytest.warns(UserWarning, match="has 2 images of 'n02' in train"):
+        assert load(tmp_path).sizes.tolist() == [3, 2, 3]
+
+
+# The cache of our own
 
 
 def test_packed_once_and_again_when_an_image_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,3 +363,97 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     assert f"{folder / 'train/n08'} holds no images" in refusal(tmp_path)
     shutil.rmtree(folder / "val/n03")
     assert f"{folder / 'val'} holds no folders" in refusal(tmp_path)
+
+
+def test_a_cache_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = write_caches(tmp_path)
+    (folder / "mini-imagenet-cache-val.pkl").unlink()
+    assert f"{folder} lacks a cache of val. " in refusal(tmp_path)
+
+
+class Trap:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+WRONG = {
+    "holds no images: it has none of image_data, data, images": {"class_dict": {}},
+    "its images must be a uint8 array": {"image_data": [1, 2], "class_dict": {"a": [0]}},
+    "its images must be a uint8 array of": {"image_data": np.zeros((2, 4, 4, 3)), "class_dict": {"a": [0]}},
+    "its images are of shape": {"image_data": np.zeros((2, 4, 4, 1), np.uint8), "class_dict": {"a": [0]}},
+    "names no classes: it lacks class_dict": {"image_data": pixels("val")},
+    "has a class without images": {"image_data": pixels("val"), "class_dict": {"a": [0], "b": []}},
+    "name image 3 1 times, and there are 3": {"image_data": pixels("val"), "class_dict": {"a": [0, 3]}},
+    "name image -1 1 times": {"image_data": pixels("val"), "class_dict": {"a": [0, -1]}},
+    "name image 1 2 times, and only once": {"image_data": pixels("val"), "class_dict": {"a": [0, 1], "b": [1]}},
+    "class_dict must hold lists of whole numbers": {"image_data": pixels("val"), "class_dict": {"a": ["x"]}},
+    "labels must hold lists of whole": {"image_data": pixels("val"), "labels": [[0], [0, 1], []]},
+    "has 2 labels for 3 images": {"image_data": pixels("val"), "labels": [0, 1]},
+    "is no cache of images": ["a list"],
+    "it would run": {"image_data": Trap(Path("sprung"))},
+}
+
+
+@pytest.mark.parametrize("why", WRONG)
+def test_a_cache_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_caches(tmp_path)
+    path = folder / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(pickle.dumps(WRONG[why], 2))
+    message = refusal(tmp_path)
+    assert str(path) in message
+    assert why in message
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("pattern", CACHES)
+def test_a_cache_cut_short_is_named(tmp_path: Path, pattern: str) -> None:
+    path = next(p for p in write_caches(tmp_path, pattern).iterdir() if "train" in p.name)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert f"{path} is no whole " in refusal(tmp_path)
+
+
+def test_a_class_in_two_caches_is_refused(tmp_path: Path) -> None:
+    folder = write_caches(tmp_path)
+    write_cache(folder, "mini-imagenet-cache-{}.pkl", "test", by_class("val"))
+    with pytest.raises(InputError, match="class 'n03' is in both val and test"):
+        load(tmp_path)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.just(np.zeros((2, 2, 2, 3), np.uint8)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["image_data", "class_dict", "labels", "catname2label"]), VALUES))
+@settings(max_examples=60, deadline=None)
+def test_any_cache_is_a_bank_or_refused(content: dict[str, Any]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(action="ignore"),
+    ):
+        patch.setenv("METARUN_CACHE", f"{folder}/cache")
+        (Path(folder) / "mini-imagenet").mkdir()
+        for split in SPLITS:
+            whole = {"images": np.zeros((1, 2, 2, 3), np.uint8), "labels": [0]}
+            write_cache(Path(folder) / "mini-imagenet", "{}.pkl", split, content if split == "train" else whole)
+        try:
+            bank = MiniImageNet(image_size=2).load("train", Place(Path(folder)))
+        except InputError as error:
+            assert "train" in str(error)
+        else:
+            assert len(bank.items) == int(bank.offsets[-1]) > 0
+        assert {path.name for path in Path(folder).iterdir()} <= {"cache", "mini-imagenet"}

@@ -1,0 +1,136 @@
+"""What published benchmarks have in common: a folder that a person puts below `data_root`, and a class split of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from metarun.data.bank import ClassBank
+from metarun.data.imagefolder import chosen
+from metarun.data.images import FITS, LARGEST, Box, Classes, Form, Ref, image_bank, is_image
+from metarun.data.reading import reading
+from metarun.data.splits import by_chance
+from metarun.data.tables import number
+from metarun.types import SPLITS, InputError, Place, setting
+
+
+@dataclass(frozen=True)
+class Benchmark(ABC):
+    """Colour images of classes that others have split. Nothing is downloaded: the folder is for the person to put."""
+
+    places: ClassVar[tuple[str, ...]]
+    """the names that the folder may have below `data_root`; the first is the one that is asked for"""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """what must be in it"""
+    put: ClassVar[str]
+    """what to put there, said to whoever has not"""
+    counts: ClassVar[tuple[int, int, int]]
+    """classes of train, val and test, as published"""
+
+    image_size: int = setting(84, least=1, most=LARGEST)
+    fit: str = setting("stretch", choices=FITS)
+
+    @abstractmethod
+    def classes(self, folder: Path, split: str) -> Classes:
+        """The classes of one split, sorted by name. Raises `InputError` for what cannot be read."""
+
+    def load(self, split: str, place: Place) -> ClassBank:
+        folder = find(place.root, self.places, self.needs, self.put)
+        classes = self.classes(folder, split)
+        wanted = self.counts[SPLITS.index(split)]
+        if len(classes) != wanted:
+            warnings.warn(
+                f"{folder} has {len(classes)} classes in {split}; published numbers are for {wanted}", stacklevel=2
+            )
+        return image_bank(type(self).__name__.lower(), split, classes, Form(self.image_size, 3, self.fit), place)
+
+
+@dataclass(frozen=True)
+class Shuffled(Benchmark):
+    """A benchmark whose class lists are not at hand: as many classes in each split, drawn by `split_seed`."""
+
+    split_seed: int = setting(0, least=0)
+
+    @abstractmethod
+    def every(self, folder: Path) -> Classes:
+        """The classes of all splits. Raises `InputError` for what cannot be read."""
+
+    def classes(self, folder: Path, split: str) -> Classes:
+        every = self.every(folder)
+        try:
+            drawn = by_chance(every, self.split_seed, [count / sum(self.counts) for count in self.counts])
+        except ValueError as error:
+            raise InputError(f"{folder}: {error}; put {self.put} there") from None
+        return chosen(every, drawn, split)
+
+
+def find(root: Path, places: tuple[str, ...], needs: tuple[str, ...], put: str) -> Path:
+    """The first of the folders `places` below `root` that holds all of `needs`; `InputError` with what to put where."""
+    with reading(root):
+        there = [root / name for name in places if (root / name).is_dir()]
+        lacks = {folder: [name for name in needs if not (folder / name).exists()] for folder in there}
+    for folder, missing in lacks.items():
+        if not missing:
+            return folder
+    what = f"{there[0]} lacks {', '.join(lacks[there[0]])}" if there else f"{root / places[0]} is not there"
+    raise InputError(
+        f"{what}. Put {put} there, or set METARUN_DATA or data_root=... to the folder that holds it; "
+        "dataset=glyphs needs no files"
+    )
+
+
+def below(folder: Path) -> dict[str, list[Ref]]:
+    """The classes anywhere below a folder: an image's class is the folder that it lies in, wherever that is."""
+    found: dict[str, list[Ref]] = {}
+    with reading(folder):
+        for here, inside, files in os.walk(folder, onerror=_raise):
+            inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
+            if images := [Ref(f"{here}/{file}") for file in files if is_image(file)]:
+                found.setdefault(Path(here).name, []).extend(images)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def lines(path: Path, words: int) -> Iterator[tuple[int, list[str]]]:
+    """(line number, words) of each line of a file of text; the last word is the rest of the line.
+
+    Raises `InputError` for a file that cannot be read, or a line of fewer words.
+    """
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+    for line, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            found = content.split(maxsplit=words - 1)
+            if len(found) < words:
+                raise InputError(f"{path}, line {line}: has {len(found)} words, where {words} are wanted")
+            yield line, [word.strip() for word in found]
+
+
+def file_name(name: str, path: Path, line: int) -> str:
+    """A name that a list gives to a file of its own folder. Raises `InputError` for one that leads elsewhere."""
+    if not name or "/" in name or "\0" in name:
+        raise InputError(f"{path}, line {line}: '{name[:40]}' is not the name of an image")
+    return name
+
+
+def boxes(path: Path) -> dict[str, Box]:
+    """The four numbers that a file of text has on a line for each image, by the image's name."""
+    found: dict[str, Box] = {}
+    for line, (image, *words) in lines(path, 5):
+        a, b, c, d = (number(word, path, line, "a box") for word in words)
+        found[image] = a, b, c, d
+    return found
+
+
+def box_of(image: str, known: dict[str, Box], path: Path) -> Box:
+    if image not in known:
+        raise InputError(f"{path} has no box for {image}: take a whole copy, or set dataset.crop=false")
+    return known[image]

@@ -1,0 +1,27 @@
+"""Describable Textures: 5,640 images of 47 textures, 120 each.
+
+Cimpoi et al. 2014, "Describing Textures in the Wild"; home: https://www.robots.ox.ac.uk/~vgg/data/dtd. The split has
+Meta-Dataset's 33 / 7 / 7 classes (Triantafillou et al. 2020), but drawn by `split_seed`: it is not Meta-Dataset's own
+list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from metarun.data.benchmark import Shuffled
+from metarun.data.images import Classes, folders
+from metarun.types import register
+
+
+@register("dataset", "dtd")
+@dataclass(frozen=True)
+class Dtd(Shuffled):
+    places = ("dtd", "dtd/dtd")
+    needs = ("images",)
+    put = "images/ with its 47 folders"
+    counts = (33, 7, 7)
+
+    def every(self, folder: Path) -> Classes:
+        return folders(folder / "images")
