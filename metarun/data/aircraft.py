@@ -24,6 +24,7 @@ BOXES = "images_box.txt"
 class Aircraft(Shuffled):
     places = ("fgvc-aircraft-2013b", "fgvc-aircraft-2013b/fgvc-aircraft-2013b", "aircraft")
     needs = ("data/images", *(f"data/{name}" for name in LISTS))
+    archive = "fgvc-aircraft-2013b.tar.gz"
     put = f"data/ with images/, {', '.join(LISTS)} and {BOXES}"
     counts = (70, 15, 15)
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from metarun.data.packed import _alone, _is
+from metarun.data.packed import alone, is_still
 from metarun.data.reading import reading
 from metarun.types import InputError
 
@@ -52,8 +52,8 @@ def unpacked(path: Path, into: Path) -> Path:
         into.parent.mkdir(parents=True, exist_ok=True)
     lock = into.with_name(f".{into.name}.lock")
     while not _made_from(path, into):
-        with _writing(into), _alone(lock, into.name) as held:
-            if _is(held, lock):  # else another process has finished meanwhile
+        with _writing(into), alone(lock, into.name) as held:
+            if is_still(held, lock):  # else another process has finished meanwhile
                 try:
                     if not _made_from(path, into):
                         _unpack(path, into)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from metarun.data.archive import unpacked
 from metarun.data.bank import ClassBank
 from metarun.data.imagefolder import chosen
 from metarun.data.images import FITS, LARGEST, Box, Classes, Form, Ref, image_bank, is_image
@@ -27,6 +28,8 @@ class Benchmark(ABC):
     """the names that the folder may have below `data_root`; the first is the one that is asked for"""
     needs: ClassVar[tuple[str, ...]] = ()
     """what must be in it"""
+    archive: ClassVar[str] = ""
+    """the file that it is published as, which will do in the folder's place"""
     put: ClassVar[str]
     """what to put there, said to whoever has not"""
     counts: ClassVar[tuple[int, int, int]]
@@ -40,7 +43,7 @@ class Benchmark(ABC):
         """The classes of one split, sorted by name. Raises `InputError` for what cannot be read."""
 
     def load(self, split: str, place: Place) -> ClassBank:
-        folder = find(place.root, self.places, self.needs, self.put)
+        folder = find(place.root, self.places, self.needs, self.archive, self.put)
         classes = self.classes(folder, split)
         wanted = self.counts[SPLITS.index(split)]
         if len(classes) != wanted:
@@ -69,17 +72,24 @@ class Shuffled(Benchmark):
         return chosen(every, drawn, split)
 
 
-def find(root: Path, places: tuple[str, ...], needs: tuple[str, ...], put: str) -> Path:
-    """The first of the folders `places` below `root` that holds all of `needs`; `InputError` with what to put where."""
+def find(root: Path, places: tuple[str, ...], needs: tuple[str, ...], archive: str, put: str) -> Path:
+    """The first of the folders `places` below `root` that holds all of `needs`, or of those in the archive.
+
+    Raises `InputError` with what to put where.
+    """
     with reading(root):
         there = [root / name for name in places if (root / name).is_dir()]
+        if not there and archive and (root / archive).is_file():
+            inside = unpacked(root / archive, root / f"{archive.partition('.')[0]}-unpacked")
+            there = [inside / name for name in places if (inside / name).is_dir()]
         lacks = {folder: [name for name in needs if not (folder / name).exists()] for folder in there}
     for folder, missing in lacks.items():
         if not missing:
             return folder
     what = f"{there[0]} lacks {', '.join(lacks[there[0]])}" if there else f"{root / places[0]} is not there"
+    or_archive = f", or {archive} into {root}" if archive else ""
     raise InputError(
-        f"{what}. Put {put} there, or set METARUN_DATA or data_root=... to the folder that holds it; "
+        f"{what}. Put {put} there{or_archive}, or set METARUN_DATA or data_root=... to the folder that holds it; "
         "dataset=glyphs needs no files"
     )
 

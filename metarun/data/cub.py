@@ -25,6 +25,7 @@ REMAINDERS = {"train": (0, 2), "val": (1,), "test": (3,)}
 class Cub(Benchmark):
     places = ("CUB_200_2011", "CUB_200_2011/CUB_200_2011", "cub")
     needs = ("images",)
+    archive = "CUB_200_2011.tgz"
     put = "images/ with its 200 folders, and images.txt and bounding_boxes.txt for dataset.crop=true,"
     counts = (100, 50, 50)
 

@@ -23,7 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from metarun.data.cache import cached
-from metarun.data.packed import TOLD_EVERY, _alone, _is
+from metarun.data.packed import TOLD_EVERY, alone, is_still
 from metarun.data.reading import reading
 from metarun.types import InputError, Place
 
@@ -76,8 +76,8 @@ def fetch(
             raise InputError(f"{name} is not in {into}, and data.offline=true: {by_hand}; it is at {urls[0]}")
         into.mkdir(parents=True, exist_ok=True)
         while not path.exists():
-            with _alone(part, name) as file:
-                if not _is(file, part):
+            with alone(part, name) as file:
+                if not is_still(file, part):
                     continue  # while we waited another process has finished with it, or given up
                 if path.exists():
                     part.unlink()

@@ -20,6 +20,7 @@ from metarun.types import register
 class Dtd(Shuffled):
     places = ("dtd", "dtd/dtd")
     needs = ("images",)
+    archive = "dtd-r1.0.1.tar.gz"
     put = "images/ with its 47 folders"
     counts = (33, 7, 7)
 

@@ -26,6 +26,7 @@ CORNERS = ("Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2")
 @dataclass(frozen=True)
 class Gtsrb(Shuffled):
     places = ("GTSRB/Final_Training/Images", "GTSRB/Training", "gtsrb/GTSRB/Training")
+    archive = "GTSRB_Final_Training_Images.zip"
     put = "its folders 00000 to 00042, each with its images and GT-000NN.csv,"
     counts = (27, 8, 8)
 

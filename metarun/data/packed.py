@@ -85,10 +85,10 @@ def packed(
         place.mkdir(parents=True, exist_ok=True)
         part = place / f"{stem}.part"
         while kept is None:
-            with _alone(part, name) as data:
+            with alone(part, name) as data:
                 # While we waited another process may have made it; then what we hold is no part of anything.
                 kept = _read(place / stem, key, item)
-                if not _is(data, part):
+                if not is_still(data, part):
                     continue
                 if kept is None:
                     _make(place / stem, data, name, key, count, item, decode, skip_broken, workers or cores())
@@ -124,7 +124,7 @@ def _read(path: Path, key: str, item: tuple[int, ...]) -> Packed | None:
 
 
 @contextmanager
-def _alone(part: Path, name: str) -> Iterator[BinaryIO]:
+def alone(part: Path, name: str) -> Iterator[BinaryIO]:
     """The open part, which no other process works on meanwhile."""
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as data:
         try:
@@ -135,7 +135,7 @@ def _alone(part: Path, name: str) -> Iterator[BinaryIO]:
         yield data
 
 
-def _is(data: BinaryIO, path: Path) -> bool:
+def is_still(data: BinaryIO, path: Path) -> bool:
     """Whether an open file is the one at `path`, which may have been renamed or taken away."""
     try:
         return os.path.samestat(os.fstat(data.fileno()), path.stat())

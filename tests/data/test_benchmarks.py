@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tarfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -177,12 +178,12 @@ def test_every_class_is_in_one_split_with_all_its_images(
 def test_what_is_missing_says_what_to_put_where(
     tmp_path: Path, dataset: Benchmark, write: Any, _classes: int, needed: str
 ) -> None:
-    said = r"{} is not there\. Put .* there, or set METARUN_DATA or data_root"
+    said = r"{} is not there\. Put .* there,.* or set METARUN_DATA or data_root"
     with pytest.raises(InputError, match=said.format(dataset.places[0])):
         load(dataset, tmp_path)
     write(tmp_path)
     (tmp_path / needed).rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"\. Put .* there, or set METARUN_DATA|lacks"):
+    with pytest.raises(InputError, match=r"\. Put .* there,.* or set METARUN_DATA|lacks"):
         load(dataset, tmp_path)
 
 
@@ -207,6 +208,20 @@ def test_a_whole_copy_is_split_as_published(dataset: Any, counts: tuple[int, int
     every = {f"{c:03}": [] for c in range(sum(counts))}
     monkeypatch.setattr(type(dataset), "every", lambda self, folder: every)
     assert tuple(len(dataset.classes(Path("x"), split)) for split in SPLITS) == counts
+
+
+def test_the_archive_will_do_in_the_folders_place(tmp_path: Path) -> None:
+    write_dtd(tmp_path / "whole")
+    with tarfile.open(tmp_path / "dtd-r1.0.1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "whole/dtd", "dtd")
+    for split in SPLITS:
+        one, other = load(Dtd(), tmp_path, split), load(Dtd(), tmp_path / "whole", split)
+        assert one.names == other.names
+        assert torch.equal(one.items, other.items)
+    assert (tmp_path / "dtd-r1-unpacked/dtd/images").is_dir()
+    (tmp_path / "dtd-r1.0.1.tar.gz").unlink()
+    with pytest.raises(InputError, match=r"dtd is not there\. Put .* there, or dtd-r1\.0\.1\.tar\.gz into "):
+        load(Dtd(), tmp_path)
 
 
 def test_size_and_fit(tmp_path: Path) -> None:
