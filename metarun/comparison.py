@@ -31,12 +31,16 @@ class Versus:
     @property
     def difference(self) -> Score:
         """A - B, task by task"""
-        a, b = (torch.tensor(report.values, dtype=torch.float64) for report in (self.a, self.b))
-        return score(a - b)
+        return paired(self.a.values, self.b.values)
+
+    @property
+    def others(self) -> dict[str, Score]:
+        """The same of the other measures."""
+        return {name: paired(self.a.also[name], self.b.also[name]) for name in self.a.also}
 
     @property
     def verdict(self) -> str:
-        gap, measure = self.difference, next(m for m in MEASURES.values() if m.name == self.a.metric)
+        gap, measure = self.difference, MEASURES[self.a.metric]
         if gap.tasks < 2 or not abs(gap.mean) > gap.ci95:
             return "no difference can be told"
         return f"{'A' if measure.better(gap.mean, 0.0) else 'B'} is better"
@@ -45,7 +49,16 @@ class Versus:
         gap = self.difference
         other = {"mean": self.b.score.mean, "ci95": self.b.score.ci95, "protocol": self.b.protocol}
         difference = {"mean": gap.mean, "ci95": gap.ci95}
-        return {"versus": {**other, "difference": difference, "verdict": self.verdict}}
+        also = {
+            name: {
+                "mean": self.b.others[name].mean,
+                "ci95": self.b.others[name].ci95,
+                "difference": {"mean": gap.mean, "ci95": gap.ci95},
+            }
+            for name, gap in self.others.items()
+        }
+        more = {"also": also} if also else {}
+        return {"versus": {**other, "difference": difference, "verdict": self.verdict, **more}}
 
     @property
     def lines(self) -> dict[str, Report]:
@@ -58,12 +71,23 @@ class Versus:
         for name, report in (("A", self.a), ("B", self.b)):
             say(f"  {name}      {report.folder}")
             say(f"         {shown(report.score, metric)}  {method(report)}; norms: {norms(report)}")
-        sign, unit = "+" if gap.mean > 0 else "", " points" if metric == "accuracy" else ""
-        say(f"  A - B  {sign}{amount(gap.mean, metric)} ± {amount(gap.ci95, metric)}{unit}  (95 % interval, paired)")
+        unit = " points" if metric == "accuracy" else ""
+        say(f"  A - B  {signed(gap, metric)}{unit}  (95 % interval, paired)")
         say(f"         {self.verdict}")
+        for name, gap in self.others.items():
+            say(f"  A - B  {signed(gap, name)}  of {name}")
         say("")
         table(protocol_rows(self.a), say)
         say("")
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Score:
+    """A - B, task by task"""
+    return score(torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64))
+
+
+def signed(gap: Score, metric: str) -> str:
+    return f"{'+' if gap.mean > 0 else ''}{amount(gap.mean, metric)} ± {amount(gap.ci95, metric)}"
 
 
 def method(report: Report) -> str:

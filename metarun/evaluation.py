@@ -16,8 +16,9 @@ from metarun.config import Plan, Tree
 from metarun.confusion import Confusion
 from metarun.device import budget, pick
 from metarun.engine.evaluate import Outcomes, joined, outcomes, queries_see_one_another, score
+from metarun.pictures import Gallery
 from metarun.report import Report, draw, show, write
-from metarun.types import MEASURES, Bank, InputError, Meta, Net, Sampler
+from metarun.types import Bank, InputError, Meta, Net, Sampler
 
 METHOD = ("steps", "statistics", "classifier")
 """What `metarun eval` may change of the method; its other changes are of the protocol."""
@@ -130,6 +131,7 @@ def examined(subject: Subject) -> Outcomes:
         subject.episodes,
         plan.eval.episodes,
         plan.device.eval_batch,
+        measures=subject.bank.measures,
         seed=plan.seed,
         workers=plan.device.threads,
     )
@@ -139,6 +141,7 @@ def report(subject: Subject, found: Outcomes) -> Report:
     plan, net = subject.plan, subject.net
     curve = [score(column) for column in found.values.T]
     true, predicted = found.true, found.predicted
+    first, *others = (measure.name for measure in subject.bank.measures)
     return Report(
         curve[-1],
         subject.tree,
@@ -150,12 +153,15 @@ def report(subject: Subject, found: Outcomes) -> Report:
         plan.algorithm.eval_steps,
         plan.algorithm.statistics_used(net),
         queries_see_one_another(plan.algorithm, net, subject.meta, subject.episodes),
-        MEASURES[subject.bank.kind].name,
+        first,
         found.final.tolist(),
         curve if len(curve) > 1 else (),
         Confusion.of(subject.bank.names, true, predicted) if true is not None and predicted is not None else None,
         subject.data,
         subject.trained_by,
+        dict(zip(others, found.also.T.tolist(), strict=True)),
+        {measure.name: measure.note for measure in subject.bank.measures if measure.note},
+        Gallery(plan.algorithm, net, subject.meta, subject.episodes),
     )
 
 
@@ -231,8 +237,9 @@ def _over_seeds(asked: Tree, banks: Banks, into: Path | None) -> int:
 
 
 def averaged(found: Sequence[Outcomes]) -> Outcomes:
-    """Of each task, the mean value over runs; of its queries, what every run took them for."""
-    return joined(found)._replace(values=torch.stack([one.values for one in found]).mean(0))
+    """Of each task, the mean of each measure over runs; of its queries, what every run took them for."""
+    values, also = (torch.stack(numbers).mean(0) for numbers in ([o.values for o in found], [o.also for o in found]))
+    return joined(found)._replace(values=values, also=also)
 
 
 def changed(folder: Path, asked: Tree, without: Sequence[str] = ()) -> Tree:

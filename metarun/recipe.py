@@ -9,7 +9,7 @@ from typing import Any
 from metarun.config import Tree
 from metarun.engine.evaluate import Score
 from metarun.schema import shown
-from metarun.types import InputError
+from metarun.types import MEASURES, InputError
 
 MEASURED = ("task", "eval", "algo", "model", "dataset", "data", "augment", "train")
 """The nodes that say what is measured; the others say where, how it is watched and what is kept."""
@@ -106,6 +106,6 @@ def judge(paper: Tree, run: Tree, score: Score, metric: str = "accuracy") -> Ver
         text = "within"
     else:
         higher, by = gap > 0, f"{abs(gap):{'.1f' if metric == 'accuracy' else '.2g'}}"
-        beaten = higher == (metric == "accuracy")
+        beaten = higher == MEASURES[metric].higher_is_better
         text = ("above" if higher else "below") + ("" if beaten else f" by {by}")
     return Verdict(published, paper.get("ci95"), ours, ci95, text, paper.get("source", ""))

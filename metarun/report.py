@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from metarun import plots, recipe, runs
+import torch
+
+from metarun import pictures, plots, recipe, runs
 from metarun.config import Tree
 from metarun.confusion import Confusion
-from metarun.engine.evaluate import Score
+from metarun.engine.evaluate import Score, score
 from metarun.files import write_atomic
 
 WIDTH = 80
@@ -34,12 +36,15 @@ class Report:
     inner_steps     updates at test time
     statistics      what the norms' statistics were taken from
     transductive    whether queries of a task were seen to influence one another
-    metric          what the score is a mean of: accuracy or mse
+    metric          what the score is a mean of: the name of a measure
     values          of each task
     curve           the score after 0, 1, ..., `inner_steps` updates; empty for a method without any
     confusion       None for regression
     data            tells the test data from other data
     trained_by      the method whose trained network another one used
+    also            the other measures that the data has, by name: of each task
+    notes           what a mean of a measure must be read with, where there is anything to say
+    gallery         the first tasks, to be drawn where they can be
     """
 
     score: Score
@@ -58,6 +63,14 @@ class Report:
     confusion: Confusion | None = None
     data: str = ""
     trained_by: Tree | None = None
+    also: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    gallery: pictures.Gallery | None = None
+
+    @property
+    def others(self) -> dict[str, Score]:
+        """The other measures' means over tasks."""
+        return {name: score(torch.tensor(values, dtype=torch.float64)) for name, values in self.also.items()}
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -93,6 +106,10 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         out = {"metric": self.metric, **self.score._asdict(), "protocol": self.protocol}
+        if self.also:
+            out["also"] = {name: {"mean": each.mean, "ci95": each.ci95} for name, each in self.others.items()}
+        if self.notes:
+            out["notes"] = dict(self.notes)
         if self.curve:
             out["curve"] = [{"step": step, "mean": p.mean, "ci95": p.ci95} for step, p in enumerate(self.curve)]
         if self.confusion:
@@ -105,11 +122,14 @@ def write(
 ) -> None:
     """The numbers of an evaluation: eval.json, tasks.csv, and confusion.csv where there are classes.
 
-    `more` goes into eval.json over the report's own, the tasks of the reports `beside` it into columns of tasks.csv.
+    `more` goes into eval.json over the report's own, the tasks of the reports `beside` it into columns of tasks.csv. A
+    measure that is not the first has a column of its own: `mae`, or `LABEL mae` for a report beside.
     """
     runs.write_json(folder / "eval.json", jsonable(report.json() | dict(more or {})))
-    columns = {"value": report} | dict(beside or {})
-    values = zip(*(each.values for each in columns.values()), strict=True)
+    columns = {"value": report.values, **report.also}
+    for label, each in (beside or {}).items():
+        columns |= {label: each.values} | {f"{label} {name}": values for name, values in each.also.items()}
+    values = zip(*columns.values(), strict=True)
     write_csv(folder / "tasks.csv", ["index", *columns], ([i, *row] for i, row in enumerate(values)))
     if report.confusion:
         write_csv(folder / "confusion.csv", ["true", "predicted", "count"], report.confusion.rows())
@@ -122,12 +142,18 @@ def draw(
     lines: Mapping[str, Report] | None = None,
     faint: Sequence[Report] = (),
 ) -> None:
-    """curve.png, where there are curves: the report's own, or those of `lines` by label and `faint` behind them."""
+    """curve.png, where there are curves: the report's own, or those of `lines` by label and `faint` behind them.
+
+    Of a report alone also tasks.png, where its tasks can be drawn.
+    """
+    tree, task = report.tree, report.tree["eval"]
+    if lines is None and report.gallery is not None:
+        title = f"{tree['algo']['name']} on {tree['dataset']['name']}, {task['shot']} examples: {report.split}"
+        pictures.write(report.gallery, folder / "tasks.png", title, report.score.tasks, say)
     lines = lines or {"": report}
     if not any(each.curve for each in lines.values()):
         return
     curves = {label: each.curve or [each.score] for label, each in lines.items()}
-    tree, task = report.tree, report.tree["eval"]
     shape = f"{task['way']}-way {task['shot']}-shot" if report.metric == "accuracy" else f"{task['shot']} examples"
     title = f"{tree['dataset']['name']}, {shape}: {report.score.tasks} {report.split} tasks, 95 % interval"
     try:
@@ -157,7 +183,7 @@ def show(report: Report, say: Callable[[str], Any], more: Mapping[str, str] | No
     """The table, in lines of at most 80 columns, with the rows of `more` below the number."""
     metric = report.metric
     rows = {
-        metric: f"{shown(report.score, metric)}  (95 % interval over tasks)",
+        **{name: _told(report, name, each) for name, each in ({metric: report.score} | report.others).items()},
         **(more or {}),
         **protocol_rows(report),
         "inner steps": f"{report.inner_steps}" + (f"  ({_course(report)})" if report.curve else ""),
@@ -181,6 +207,11 @@ def show(report: Report, say: Callable[[str], Any], more: Mapping[str, str] | No
         for line in [*rest, *wrap(f"paper: {verdict.source}", WIDTH - 36)]:
             say(f"  {'':<34}{line}")
     say("")
+
+
+def _told(report: Report, metric: str, score: Score) -> str:
+    note = f"; {report.notes[metric]}" if metric in report.notes else ""
+    return f"{shown(score, metric)}  (95 % interval over tasks{note})"
 
 
 def protocol_rows(report: Report) -> dict[str, str]:
@@ -215,7 +246,7 @@ def _course(report: Report) -> str:
 
 
 def amount(value: float, metric: str) -> str:
-    """An accuracy in %, an mse as it is."""
+    """An accuracy in %, anything else as it is."""
     return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4g}"
 
 

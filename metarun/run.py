@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metarun import checkpoint, config, runs
-from metarun.build import network, sampler, serves, training, trains
+from metarun.build import network, networks, sampler, serves, training, trains
 from metarun.config import Plan, Tree
 from metarun.device import budget, describe, pick
 from metarun.engine.evaluate import Score, score, task_values
@@ -27,7 +27,7 @@ from metarun.loggers.sink import Logger, RunInfo
 from metarun.report import Report, draw, show, write
 from metarun.resume import continued
 from metarun.schema import Complaints
-from metarun.types import MEASURES, SPLITS, InputError, Measure, Net, Sampler
+from metarun.types import SPLITS, InputError, Measure, Net, Sampler
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
@@ -87,7 +87,7 @@ def prepare(tree: Tree) -> Session:
     state = fresh_state(plan, net, device)
     if state is not None and (missing := _misfits(state, plan, test_net)):
         raise InputError(missing)
-    measure = MEASURES[banks["train"].kind]
+    measure = banks["train"].measures[0]
     return Session(plan, device, net, test_net, state, train, val, measure, logger, digests)
 
 
@@ -97,8 +97,8 @@ def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
     for name, w in plan.algorithm.at_test(state.meta).items():
         if name not in wanted or wanted[name].shape != w.shape:
             return (
-                f"eval.way={plan.eval.way}: '{name}' is trained for task.way={plan.task.way} and fits no other; "
-                "set eval.way = task.way"
+                f"eval.way={plan.eval.way}: '{name}' is trained for {plan.task.most_way} classes and fits no other; "
+                f"set eval.way={plan.task.most_way}"
             )
     return ""
 
@@ -175,6 +175,7 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
         summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step")}
         if report is not None:
             summary |= {f"test/{name}": report.score.mean, "test/ci95": report.score.ci95}
+            summary |= {f"test/{other}": found.mean for other, found in report.others.items()}
         sink.close(summary, code)
         rows.close()
         console.close()
@@ -190,7 +191,7 @@ def _trained(
     def validate(state: TrainState) -> Score:
         net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
         tasks, batch = plan.train.val_episodes, plan.device.eval_batch
-        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch))
+        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, session.measure))
 
     with _graceful() as caught:
         ended = fit(
@@ -208,6 +209,7 @@ def _trained(
             save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
             tick=console.tick,
             stop=lambda: bool(caught),
+            net_at=networks(plan, session.net),
         )
     console.end_progress()
     if ended:

@@ -60,13 +60,13 @@ ONE_SHOT_ROWS = [
     ),
     Row("metasgd", f"algo=metasgd {INNER} train.iterations=1000"),
     Row("mamlpp", "algo=mamlpp train.meta_batch=4 train.clip=10 train.iterations=800", "omniglot_mamlpp_5w1s"),
-    Row("imaml", f"algo=imaml train.meta_batch=4 train.lr=5e-4 train.clip=1 {SHORT} train.iterations=500"),
+    Row("imaml", f"algo=imaml train.meta_batch=4 train.lr=5e-4 train.clip=1 {SHORT} train.iterations=400"),
     Row("cavia", f"algo=cavia {INNER} train.iterations=1300"),
     Row("protomaml", "algo=protomaml train.meta_batch=4 train.clip=10 train.iterations=900"),
     Row("metacurvature", f"algo=metacurvature {INNER} train.iterations=900"),
     Row(
         "metalstm",
-        f"algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 {SHORT} train.iterations=3000",
+        f"algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 {SHORT} train.iterations=1800",
     ),
     Row("protonet", f"algo=protonet {WIDER} train.lr=2e-3 {SHORT} train.iterations=1000", "omniglot_protonet_5w1s"),
     Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=2500"),
@@ -75,7 +75,7 @@ ONE_SHOT_ROWS = [
     Row("relationnet", f"algo=relationnet {WIDE} train.iterations=1500", "omniglot_relationnet_5w1s"),
     Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=2500"),
     Row(
-        "metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 {SHORT} train.iterations=1900"
+        "metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"
     ),
     Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=2500"),
     Row("baseline", f"algo=baseline {BATCHES}"),

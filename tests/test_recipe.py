@@ -106,6 +106,8 @@ OWN: dict[str, Any] = {
     "algo": {"name": "maml", "inner_lr": 0.4},
     "model": {"name": "conv4", "readout": "flatten"},
     "dataset": {"name": "omniglot", "split": "official", "split_seed": 4, "download": True},
+    "data": {"offline": True, "skip_broken": False, "images": None},
+    "augment": {"flip": True},
     "train": {"iterations": 900, "lr": 1e-3, "log_every": 1, "val_every": 2, "val_episodes": 3},
     "device": {"kind": "cpu"}, "checkpoint": {"every": 5}, "logger": {"name": "none"}, "seed": 1, "data_root": "data",
 }  # fmt: skip
@@ -118,6 +120,8 @@ def test_a_protocol_is_the_recipes_own_settings_that_are_measured() -> None:
         "algo": {"name": "maml", "inner_lr": 0.4},
         "model": {"name": "conv4", "readout": "flatten"},
         "dataset": {"name": "omniglot", "split": "official"},
+        "data": {"images": None},
+        "augment": {"flip": True},
         "train": {"iterations": 900, "lr": 1e-3},
     }
     assert differences(protocol(OWN, {}), OWN) == []

@@ -26,6 +26,8 @@ TREE: dict[str, Any] = {
     "algo": {"name": "maml", "inner_lr": 0.4, "eval_steps": 2},
     "model": {"name": "conv4"},
     "dataset": {"name": "glyphs", "seed": 0},
+    "data": {"classes": None},
+    "augment": {"flip": False},
     "train": {"iterations": 30, "lr": 1e-3, "log_every": 10},
     "seed": 0,
 }
@@ -122,6 +124,37 @@ def test_regression_has_no_classes_and_a_diverged_error_no_number(tmp_path: Path
     assert any("mse" in line and "inf" in line for line in lines)
 
 
+RATINGS = {"metric": "rmse", "confusion": None, "notes": {"rmse": "each task's own root", "ndcg": "gain: the target"}}
+
+
+def rated(mae: float = 0.5, **changes: Any) -> Report:
+    also = {"mae": [mae, mae + 0.2] * 20, "ndcg": [0.8, 1.0] * 20}
+    return made([1.0, 1.2] * 20, also=also, curve=(), **RATINGS | changes)
+
+
+def test_other_measures_stand_beside_the_first(tmp_path: Path) -> None:
+    report = rated()
+    write(report, tmp_path, beside={"versus": rated(0.1)})
+    content = json.loads((tmp_path / "eval.json").read_text())
+    assert (content["metric"], content["mean"]) == ("rmse", pytest.approx(1.1))
+    assert {name: each["mean"] for name, each in content["also"].items()} == pytest.approx({"mae": 0.6, "ndcg": 0.9})
+    assert (
+        content["also"]["mae"]["ci95"]
+        == pytest.approx(content["also"]["ndcg"]["ci95"])
+        == pytest.approx(score(torch.tensor(report.also["mae"])).ci95)
+    )
+    assert content["notes"] == RATINGS["notes"]
+    header, first, *others = rows(tmp_path / "tasks.csv")
+    assert header == ["index", "value", "mae", "ndcg", "versus", "versus mae", "versus ndcg"]
+    assert [float(cell) for cell in first] == [0, 1.0, 0.5, 0.8, 1.0, 0.1, 0.8]
+    assert len(others) == 39
+    text = " ".join(" ".join(said_by(lambda say: show(report, say))).split())
+    assert "rmse 1.1 ± 0.03139 (95 % interval over tasks; each task's own root)" in text
+    assert "mae 0.6 ± 0.03139 (95 % interval over tasks)" in text
+    assert "ndcg 0.9 ± 0.03139 (95 % interval over tasks; gain: the target)" in text
+    assert "also" not in made().json() and "notes" not in made().json()
+
+
 def test_a_method_without_steps_has_no_curve(tmp_path: Path) -> None:
     report = made(curve=(), inner_steps=0)
     assert "curve" not in report.json()
@@ -208,6 +241,20 @@ def test_which_is_better_depends_on_the_metric() -> None:
     assert pair(low, high).verdict == "B is better"
     assert pair(high, low, "mse").verdict == "B is better"
     assert pair(low, high, "mse").verdict == "A is better"
+    assert pair(low, high, "rmse").verdict == "A is better"
+    assert pair(high, low, "ndcg").verdict == "A is better"
+
+
+def test_other_measures_are_compared_as_well() -> None:
+    both = Versus(rated(0.1), rated(0.5))
+    assert both.verdict == "no difference can be told"  # by the first measure, which is the same
+    content = both.json()["versus"]
+    assert content["also"]["mae"]["mean"] == pytest.approx(0.6)
+    assert content["also"]["mae"]["difference"]["mean"] == pytest.approx(-0.4)
+    assert content["also"]["ndcg"]["difference"] == {"mean": 0.0, "ci95": 0.0}
+    lines = said_by(both.show)
+    assert any("A - B  -0.4 ± " in line and line.endswith("of mae") for line in lines)
+    assert "also" not in pair([0.5] * 3, [0.4] * 3).json()["versus"]
 
 
 NONE = {

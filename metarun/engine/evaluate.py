@@ -7,16 +7,28 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.counter import mix
 from metarun.engine.host import Pool
 from metarun.engine.step import per_task
-from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
+from metarun.types import (
+    MEASURES,
+    Algorithm,
+    Episode,
+    EpisodeBatch,
+    Episodes,
+    HostSide,
+    Measure,
+    Meta,
+    Net,
+    Sampler,
+)
 
 
 class Score(NamedTuple):
-    """A mean over tasks (accuracy in [0, 1], or mse) and the half-width of its 95 % interval: 1.96 sd / sqrt(tasks)."""
+    """A measure's mean over tasks and the half-width of its 95 % interval: 1.96 sd / sqrt(tasks)."""
 
     mean: float
     ci95: float
@@ -26,12 +38,14 @@ class Score(NamedTuple):
 class Outcomes(NamedTuple):
     """What came of each task, on the CPU.
 
-    values      (tasks, points) float64, after 0, 1, ... inner steps; one point for a method without any
+    values      (tasks, points) float64, the first measure after 0, 1, ... inner steps; one point for a method without
+    also        (tasks, measures - 1) float64, the others at the end
     true        (tasks, query) the class of each query, as a number of its bank's; None for regression
     predicted   (tasks, query) the class that it was taken for
     """
 
     values: Tensor
+    also: Tensor
     true: Tensor | None = None
     predicted: Tensor | None = None
 
@@ -43,9 +57,12 @@ class Outcomes(NamedTuple):
 
 def value(prediction: Tensor, y: Tensor) -> Tensor:
     """() what one task's predictions are worth: the fraction right of class ids, else the mean squared error"""
-    if y.is_floating_point():
-        return (prediction - y).square().mean()
-    return (prediction.argmax(-1) == y).double().mean()
+    return MEASURES["mse" if y.is_floating_point() else "accuracy"].of(prediction, y)
+
+
+def values_of(measures: Sequence[Measure], prediction: Tensor, y: Tensor) -> Tensor:
+    """(measures,) float64 of one task; `value` alone where none are named."""
+    return torch.stack([of(prediction, y).double() for of in [m.of for m in measures] or [value]])
 
 
 def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int) -> Tensor:
@@ -55,9 +72,18 @@ def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, b
         return torch.cat([per_task(f, episodes(first, min(batch, tasks - first))) for first in firsts])
 
 
-def task_values(algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int) -> Tensor:
-    """(tasks,) the `value` of the method's predictions in each of the first `tasks` episodes."""
-    return over_tasks(lambda e: value(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
+def task_values(
+    algorithm: Algorithm,
+    net: Net,
+    meta: Meta,
+    episodes: Episodes,
+    tasks: int,
+    batch: int,
+    measure: Measure | None = None,
+) -> Tensor:
+    """(tasks,) the measure (None: `value`) of the method's predictions in each of the first `tasks` episodes."""
+    of = measure.of if measure else value
+    return over_tasks(lambda e: of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
 
 
 def outcomes(
@@ -68,13 +94,14 @@ def outcomes(
     tasks: int,
     batch: int,
     *,
+    measures: Sequence[Measure] = (),
     seed: int = 0,
     workers: int | None = None,
 ) -> Outcomes:
     """All there is to know of the first `tasks` episodes, `batch` at a time.
 
-    A method that answers outside torch does so in `workers` processes (None: one for each core), and draws what is
-    random in it from `seed` and the task's number.
+    They are judged by `measures`, or by `value` where none are named. A method that answers outside torch does so in
+    `workers` processes (None: one for each core), and draws what is random in it from `seed` and the task's number.
     """
     pool = Pool(workers)
     parts: list[Outcomes] = []
@@ -83,40 +110,50 @@ def outcomes(
             count = min(batch, tasks - first)
             drawn, classes = episodes(first, count), episodes.classes(first, count)
             if isinstance(algorithm, HostSide):
-                values, labels = _fitted(algorithm, net, meta, drawn, _seeds(seed, first, count), pool)
+                found = _fitted(algorithm, net, meta, drawn, measures, _seeds(seed, first, count), pool)
             else:
-                values, labels = _followed(algorithm, net, meta, drawn)
-            parts.append(_told(values, labels, drawn.query_y, classes))
+                found = _followed(algorithm, net, meta, drawn, measures)
+            parts.append(_told(*found, drawn.query_y, classes))
     return joined(parts)
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """One after another."""
-    values, true, predicted = zip(*parts, strict=True)
-    if true[0] is None:
-        return Outcomes(torch.cat(values))
-    return Outcomes(*(torch.cat(column) for column in (values, true, predicted)))
+    values, also, true, predicted = zip(*parts, strict=True)
+    numbers = torch.cat(values), torch.cat(also)
+    return Outcomes(*numbers) if true[0] is None else Outcomes(*numbers, torch.cat(true), torch.cat(predicted))
 
 
-def _followed(algorithm: Algorithm, net: Net, meta: Meta, drawn: EpisodeBatch) -> tuple[Tensor, Tensor]:
-    """(tasks, points) values along the inner steps, and (tasks, query) labels at their end."""
+Found = tuple[Tensor, Tensor, Tensor]
+"""(tasks, points) the first measure along the inner steps; (tasks, measures) and (tasks, query) labels at their end"""
 
-    def one(e: Episode) -> tuple[Tensor, Tensor]:
+
+def _followed(algorithm: Algorithm, net: Net, meta: Meta, drawn: EpisodeBatch, measures: Sequence[Measure]) -> Found:
+    def one(e: Episode) -> Found:
         each = algorithm.trajectory(net, meta, e)
-        return torch.stack([value(prediction, e.query_y) for prediction in each]), each[-1].argmax(-1)
+        values = [values_of(measures[:1], prediction, e.query_y)[0] for prediction in each]
+        return torch.stack(values), values_of(measures, each[-1], e.query_y), each[-1].argmax(-1)
 
     return per_task(one, drawn)
 
 
 def _fitted(
-    algorithm: HostSide, net: Net, meta: Meta, drawn: EpisodeBatch, seeds: list[int], pool: Pool
-) -> tuple[Tensor, Tensor]:
-    """The same for a method outside torch."""
+    algorithm: HostSide,
+    net: Net,
+    meta: Meta,
+    drawn: EpisodeBatch,
+    measures: Sequence[Measure],
+    seeds: list[int],
+    pool: Pool,
+) -> Found:
+    """The same for a method outside torch, whose logits are 1 for the class that it says."""
     support, query = per_task(lambda e: algorithm.embed(net, meta, e), drawn)
     arrays = [x.cpu().numpy() for x in (support, drawn.support_y, query)]
     answers = pool([(algorithm.make(s), *rows) for s, *rows in zip(seeds, *arrays, strict=True)])
     labels = torch.stack([drawn.query_y.new_tensor(said) for said in answers])
-    return (labels == drawn.query_y).double().mean(1, keepdim=True), labels
+    logits = F.one_hot(labels, net.outputs).double()
+    ends = torch.stack([values_of(measures, *one) for one in zip(logits, drawn.query_y, strict=True)])
+    return ends[:, :1], ends, labels
 
 
 def _seeds(seed: int, first: int, count: int) -> list[int]:
@@ -124,11 +161,11 @@ def _seeds(seed: int, first: int, count: int) -> list[int]:
     return (mix(torch.arange(first, first + count) + mix(torch.tensor(seed))) & 0xFFFFFFFF).tolist()
 
 
-def _told(values: Tensor, labels: Tensor, y: Tensor, classes: Tensor | None) -> Outcomes:
-    values = values.double().cpu()
+def _told(values: Tensor, ends: Tensor, labels: Tensor, y: Tensor, classes: Tensor | None) -> Outcomes:
+    numbers = values.cpu(), ends[:, 1:].cpu()
     if classes is None:
-        return Outcomes(values)
-    return Outcomes(values, classes.gather(1, y).cpu(), classes.gather(1, labels).cpu())
+        return Outcomes(*numbers)
+    return Outcomes(*numbers, classes.gather(1, y).cpu(), classes.gather(1, labels).cpu())
 
 
 def queries_see_one_another(algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from metarun.types import MEASURES
+
 EVERY = 5.0
 """seconds between two plain lines"""
 REFRESH = 0.5
@@ -22,15 +24,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
 
 
-def describe(row: dict[str, Any], accuracy: str = "accuracy") -> str:
-    """`loss 0.512  accuracy 81.2 %`"""
+def describe(row: dict[str, Any], accuracy: str = "accuracy", error: str = "") -> str:
+    """`loss 0.512  accuracy 81.2 %`, the measures under the names given; of an error its own where none is."""
     parts = []
     if "loss" in row:
         parts.append(f"loss {row['loss']:.4g}")
     if "accuracy" in row:
         parts.append(f"{accuracy} {100 * row['accuracy']:.1f} %")
-    elif "loss" not in row and "mse" in row:
-        parts.append(f"mse {row['mse']:.4g}")
+    elif "loss" not in row:
+        parts += [f"{error or name} {row[name]:.4g}" for name in MEASURES if name in row]
     return "  ".join(parts)
 
 
@@ -106,7 +108,7 @@ class Console:
     def _metrics(self, accuracy: str = "accuracy") -> str:
         parts = [describe(self._train, accuracy)] if self._train else []
         if self._val:
-            parts.append(describe(self._val, "val").replace("mse", "val"))
+            parts.append(describe(self._val, "val", "val"))
         return "  ".join(parts)
 
     def end_progress(self) -> None:

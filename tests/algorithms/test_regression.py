@@ -14,7 +14,7 @@ from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
 from metarun.models.mlp import MLP
 from metarun.registry import known
-from metarun.types import Measure, TaskShape
+from metarun.types import MEASURES, TaskShape
 
 NET = MLP(item_shape=(1,), outputs=1, widths=[40, 40], norm="none")
 SHAPE = TaskShape("regression", 1, 5, 10)
@@ -48,5 +48,5 @@ def test_methods_that_fit_curves_take_them(name: str) -> None:
 
 
 def test_an_error_is_better_the_lower() -> None:
-    assert Measure("mse", False).better(0.1, 0.2)
-    assert Measure("accuracy", True).better(0.2, 0.1)
+    assert MEASURES["mse"].better(0.1, 0.2)
+    assert MEASURES["accuracy"].better(0.2, 0.1)

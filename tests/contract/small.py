@@ -19,8 +19,8 @@ from metarun.types import Algorithm, Episode, EpisodeBatch, HostSide, Meta, Net,
 WAY, SHOT, QUERY, TASKS = 3, 2, 2, 3
 ITEM = (1, 8, 8)
 
-ALGORITHMS = sorted(name for name, cls in known("algo").items() if not issubclass(cls, HostSide))
-"""Those that work in torch, and train."""
+TRAINED = sorted(name for name, cls in known("algo").items() if not issubclass(cls, HostSide))
+"""The algorithms that work in torch, and train."""
 
 _SHORT = {"inner_steps": 2, "eval_steps": 2, "cg_steps": 2, "inner_batch": 4, "input_gate": 0.1}
 
@@ -74,17 +74,20 @@ def make_net(model: Model = CONV4, norm: str = "batch", statistics: str = "batch
     return known("model")[name](**common, **settings)
 
 
-def fits(algorithm: Algorithm, net: Net) -> bool:
+def fits(algorithm: Algorithm, net: Net, kind: str = "classification") -> bool:
     """Whether the method serves these tasks with this network, by its own word."""
     try:
-        algorithm.check(net, TaskShape("classification", WAY, SHOT, QUERY))
+        algorithm.check(net, TaskShape(kind, WAY if kind == "classification" else 1, SHOT, QUERY))
     except ValueError:
         return False
     return True
 
 
-PAIRS = [(name, model) for name in ALGORITHMS for model in MODELS if fits(make_algorithm(name), make_net(model))]
-"""Every algorithm with every model that fits."""
+PAIRS = [(name, model) for name in TRAINED for model in MODELS if fits(make_algorithm(name), make_net(model))]
+"""Every algorithm that tells classes apart with every model that fits."""
+ALGORITHMS = list(dict.fromkeys(name for name, _ in PAIRS))
+REGRESSORS = [name for name in TRAINED if fits(make_algorithm(name), make_net(MLP), "regression")]
+"""Those that predict numbers, with the MLP."""
 
 
 def pair_id(pair: tuple[str, Model]) -> str:
@@ -124,6 +127,17 @@ def make_episodes(tasks: int = TASKS, seed: int = 2, query: int = QUERY) -> Epis
         return torch.rand((tasks, WAY * each, *ITEM), generator=generator, dtype=torch.float64)
 
     return EpisodeBatch(items(SHOT), labels(SHOT), items(query), labels(query))
+
+
+def make_regression(tasks: int = TASKS, seed: int = 2, query: int = QUERY) -> EpisodeBatch:
+    """The same items with real targets, as many numbers in each as there are classes otherwise."""
+    generator = Generator().manual_seed(seed + 1)
+    items = make_episodes(tasks, seed, query)
+
+    def targets(x: Tensor) -> Tensor:
+        return torch.randn(*x.shape[:2], WAY, generator=generator, dtype=torch.float64)
+
+    return items._replace(support_y=targets(items.support_x), query_y=targets(items.query_x))
 
 
 def one_by_one(episodes: EpisodeBatch) -> Iterator[Episode]:

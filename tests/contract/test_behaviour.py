@@ -7,7 +7,9 @@ import torch
 from contract.small import (
     ALGORITHMS,
     CONV4,
+    MLP,
     PAIRS,
+    REGRESSORS,
     WAY,
     Model,
     gap,
@@ -15,6 +17,7 @@ from contract.small import (
     make_episodes,
     make_meta,
     make_net,
+    make_regression,
     make_running,
     one_by_one,
     pair_id,
@@ -27,6 +30,7 @@ from metarun.types import Algorithm, Episode, Meta, Net
 
 EXACT = 1e-11
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+every_regressor = pytest.mark.parametrize("name", REGRESSORS)
 every_pair = pytest.mark.parametrize(("name", "model"), PAIRS, ids=[pair_id(pair) for pair in PAIRS])
 
 
@@ -230,3 +234,57 @@ def test_init_is_decided_by_its_generator_alone(name: str, model: Model) -> None
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)
     assert all(w.dtype == torch.float32 and w.device.type == "cpu" for w in one.values())
+
+
+# Numbers in place of classes
+
+
+def fitted(name: str, norm: str = "batch", statistics: str = "batch") -> tuple[Algorithm, Net, Meta, Episode]:
+    """The method with the MLP, and a regression task."""
+    return *parts(name, MLP, norm, statistics), next(one_by_one(make_regression()))
+
+
+@every_regressor
+def test_predictions_in_regression_are_of_the_task_alone(name: str) -> None:
+    algorithm, net, meta, task = fitted(name)
+    episodes = make_regression()
+    with torch.no_grad():
+        together = per_task(lambda task: algorithm.predict(net, meta, task), episodes)
+        alone = torch.stack([algorithm.predict(net, meta, task) for task in one_by_one(episodes)])
+        untold = algorithm.predict(net, meta, task._replace(query_y=task.query_y + 1))
+        other = algorithm.predict(net, meta, task._replace(support_y=task.support_y.flip(0)))
+    assert alone.shape == episodes.query_y.shape
+    assert gap(together, alone) < EXACT
+    assert torch.equal(untold, alone[0])
+    assert gap(other, alone[0]) > 1e-4
+
+
+@every_regressor
+def test_the_order_of_the_support_set_matters_in_regression_only_where_it_is_said_to(name: str) -> None:
+    algorithm, net, meta, task = fitted(name)
+    shuffled = task._replace(support_x=task.support_x.roll(1, 0), support_y=task.support_y.roll(1, 0))
+    with torch.no_grad():
+        before, after = algorithm.predict(net, meta, task), algorithm.predict(net, meta, shuffled)
+    assert gap(after, before) > 1e-4 if algorithm.in_turn else gap(after, before) < EXACT
+
+
+@pytest.mark.parametrize(("norm", "statistics"), [("batch", "support"), ("group", "batch"), ("none", "batch")])
+@every_regressor
+def test_queries_do_not_see_one_another_in_regression(name: str, norm: str, statistics: str) -> None:
+    algorithm, net, meta, task = fitted(name, norm, statistics)
+    with torch.no_grad():
+        among_others = algorithm.predict(net, meta, task)
+        alone = algorithm.predict(net, meta, task._replace(query_x=task.query_x[:1], query_y=task.query_y[:1]))
+    assert gap(among_others[:1], alone) < EXACT
+
+
+@every_regressor
+def test_a_loss_in_regression_is_scalar_and_told_with_its_error(name: str) -> None:
+    algorithm, net, meta, task = fitted(name)
+    before = [t.detach().clone() for t in [*meta.values(), *task]]
+    out, again = (algorithm.loss(net, meta, task) for _ in range(2))
+    assert torch.equal(out.loss, again.loss)
+    assert all(torch.equal(a, b) for a, b in zip([*meta.values(), *task], before))
+    assert out.loss.shape == ()
+    assert {"loss", "mse"} <= out.metrics.keys()
+    assert all(value.shape == () and not value.requires_grad for value in out.metrics.values())

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from contract.small import (
-    ALGORITHMS,
     CONV4,
+    MLP,
     MODELS,
     NORMS,
     PAIRS,
+    REGRESSORS,
     STATISTICS,
+    TRAINED,
     Model,
     fits,
     gap,
@@ -26,13 +28,14 @@ from contract.small import (
     make_episodes,
     make_meta,
     make_net,
+    make_regression,
     model_id,
     one_by_one,
     pair_id,
     vmapped_gradient,
 )
 
-from metarun.types import Meta
+from metarun.types import Algorithm, EpisodeBatch, Meta, Net
 
 TOLERANCE = 1e-9
 
@@ -50,7 +53,7 @@ def combinations() -> Iterator[Any]:
 
 
 def test_every_algorithm_and_every_model_takes_part() -> None:
-    assert {name for name, _ in PAIRS} == set(ALGORITHMS)
+    assert {name for name, _ in PAIRS} | set(REGRESSORS) == set(TRAINED)
     assert all(any(model == other for _, other in PAIRS) for model in MODELS)
 
 
@@ -60,7 +63,21 @@ def test_vmapped_gradient_is_the_task_loops(
 ) -> None:
     record_property("combination", [name, model_id(model)])
     algorithm, net = make_algorithm(name), make_net(model, norm, statistics)
-    meta, episodes = make_meta(algorithm, net), make_episodes()
+    agree(algorithm, net, make_episodes())
+
+
+@pytest.mark.parametrize(("norm", "statistics"), FEW)
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_vmapped_gradient_is_the_task_loops_in_regression(
+    name: str, norm: str, statistics: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("combination", [name, model_id(MLP)])
+    agree(make_algorithm(name), make_net(MLP, norm, statistics), make_regression())
+
+
+def agree(algorithm: Algorithm, net: Net, episodes: EpisodeBatch) -> None:
+    """The engine's gradient and metrics are the task loop's, and everything has a gradient."""
+    meta = make_meta(algorithm, net)
     ours, metrics, _ = vmapped_gradient(algorithm, net, meta, episodes)
     plain = loop_gradient(lambda task: algorithm.loss(net, meta, task).loss, meta, episodes)
     for w in plain:

@@ -25,7 +25,8 @@ from contract.test_behaviour import influence_of_other_queries
 from torch import Tensor
 
 from metarun.engine.evaluate import joined, outcomes, queries_see_one_another, score, task_values
-from metarun.types import Episode, EpisodeBatch
+from metarun.engine.step import per_task
+from metarun.types import MEASURES, Episode, EpisodeBatch, Measure, ndcg
 
 ALL = make_episodes(tasks=20, query=3)
 
@@ -67,6 +68,83 @@ def test_accuracy_is_the_fraction_of_queries_right_in_each_task(wrong: int) -> N
     batch = EpisodeBatch(y[..., None], y, told[..., None], y)
     found = task_values(Oracle(), None, {}, lambda first, count: batch, 2, 2)  # type: ignore[arg-type]
     torch.testing.assert_close(found, torch.tensor([1.0, 1 - wrong / 3], dtype=torch.float64))
+
+
+# Measures
+
+
+def numbers(tasks: int = 50, query: int = 9, stars: bool = True, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(tasks, query, 1) predictions and targets; predictions tie now and then, as targets do."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 6, (tasks, query, 1), generator=generator).float()
+    prediction = torch.randint(0, 6, (tasks, query, 1), generator=generator).float()
+    return (prediction if stars else torch.randn(prediction.shape, generator=generator)), y
+
+
+def judged(measure: Measure, prediction: Tensor, y: Tensor) -> Tensor:
+    """(tasks,) as the engine would have it: all tasks at once."""
+    return per_task(lambda e: measure.of(e.query_x, e.query_y), EpisodeBatch(y, y, prediction, y))
+
+
+@pytest.mark.parametrize("stars", [True, False])
+def test_errors_are_of_each_task_alone(stars: bool) -> None:
+    prediction, y = (part.numpy()[..., 0] for part in numbers(stars=stars))
+    expected = {
+        "mse": ((prediction - y) ** 2).mean(1),
+        "rmse": np.sqrt(((prediction - y) ** 2).mean(1)),
+        "mae": np.abs(prediction - y).mean(1),
+    }
+    for name, values in expected.items():
+        found = judged(MEASURES[name], *numbers(stars=stars))
+        torch.testing.assert_close(found, torch.from_numpy(values))
+    assert float(expected["rmse"].mean()) < np.sqrt(expected["mse"].mean()) - 0.01  # the note is no splitting of hairs
+    assert MEASURES["rmse"].note and MEASURES["ndcg"].note
+
+
+@pytest.mark.parametrize("stars", [True, False], ids=["ties", "no ties"])
+def test_ndcg_is_what_others_compute(stars: bool) -> None:
+    from sklearn.metrics import ndcg_score
+
+    prediction, y = numbers(stars=stars)
+    expected = [ndcg_score(b.T.numpy(), a.T.numpy()) for a, b in zip(prediction, y, strict=True)]
+    torch.testing.assert_close(judged(MEASURES["ndcg"], prediction, y), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_ndcg_by_hand() -> None:
+    """Gains 3, 2, 0 in places 2, 1, 3: (2 / log2 2 + 3 / log2 3) / (3 / log2 2 + 2 / log2 3)"""
+    y, prediction = torch.tensor([[3.0], [2.0], [0.0]]), torch.tensor([[0.2], [0.9], [0.1]])
+    found = float(ndcg(prediction, y))
+    assert found == pytest.approx((2 + 3 / np.log2(3)) / (3 + 2 / np.log2(3)))
+    assert float(ndcg(prediction, y - 1.5, zero=1.5)) == pytest.approx(found)  # targets need not be the gains
+
+
+def test_ndcg_knows_no_order_but_that_of_the_predictions() -> None:
+    prediction, y = numbers()
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    for a, b in ((prediction, y), (torch.zeros_like(y), y)):
+        torch.testing.assert_close(judged(MEASURES["ndcg"], a[:, order], b[:, order]), judged(MEASURES["ndcg"], a, b))
+    discount = 1 / torch.arange(2, 11).double().log2()
+    tied = y[..., 0].double().sum(1) * discount.mean()  # all share all places
+    best = (y[..., 0].double().sort(1, descending=True).values * discount).sum(1)
+    torch.testing.assert_close(judged(MEASURES["ndcg"], torch.zeros_like(y), y), tied / best)
+
+
+def test_ndcg_at_its_ends() -> None:
+    prediction, y = numbers(stars=False)
+    assert bool((judged(MEASURES["ndcg"], y, y) == 1).all())
+    assert bool((judged(MEASURES["ndcg"], 7 * y - 3, y) == 1).all())
+    assert bool((judged(MEASURES["ndcg"], prediction, 0 * y) == 1).all())  # nothing to gain, and all of it gained
+    assert bool((judged(MEASURES["ndcg"], prediction[:, :1], y[:, :1]) == 1).all())
+    assert bool(
+        judged(MEASURES["ndcg"], prediction.masked_fill(y == 3, torch.nan), y)[(y == 3).any(1)[:, 0]].isnan().all()
+    )
+
+
+def test_which_way_is_better() -> None:
+    assert {name: m.better(2.0, 1.0) for name, m in MEASURES.items()} == {
+        "accuracy": True, "mse": False, "rmse": False, "mae": False, "ndcg": True
+    }  # fmt: skip
+    assert MEASURES["rmse"].worst == torch.inf and MEASURES["ndcg"].worst == -torch.inf
 
 
 def test_score_is_the_mean_and_its_interval_over_tasks() -> None:
@@ -148,8 +226,26 @@ def test_outcomes_of_regression_are_errors_and_no_classes() -> None:
         for task in one_by_one(OfNumbers()(0, 5))
     ]
     torch.testing.assert_close(found.final, torch.stack(last))
+    assert found.also.shape == (5, 0)
     twice = joined([found, found])
-    assert twice.values.shape == (10, 3) and twice.true is None
+    assert twice.values.shape == (10, 3) and twice.also.shape == (10, 0) and twice.true is None
+
+
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_the_first_measure_is_followed_and_all_are_taken_at_the_end(batch: int) -> None:
+    algorithm, net = make_algorithm("maml"), make_net()
+    meta = make_meta(algorithm, net)
+    measures = [MEASURES[name] for name in ("rmse", "mae", "ndcg")]
+    found = outcomes(algorithm, net, meta, OfNumbers(), 5, batch, measures=measures)
+    for i, task in enumerate(one_by_one(OfNumbers()(0, 5))):
+        steps = [p.detach() for p in algorithm.trajectory(net, meta, task)]
+        rmse = torch.stack([measures[0].of(p, task.query_y) for p in steps])
+        torch.testing.assert_close(found.values[i], rmse)
+        torch.testing.assert_close(found.also[i], torch.stack([m.of(steps[-1], task.query_y) for m in measures[1:]]))
+    assert found.values.shape == (5, 3) and found.also.shape == (5, 2)
+    assert joined([found, found]).also.shape == (10, 2)
+    for measure, values in zip(measures, (found.final, *found.also.T), strict=True):
+        torch.testing.assert_close(task_values(algorithm, net, meta, OfNumbers(), 5, batch, measure).double(), values)
 
 
 # Transductive

@@ -77,7 +77,7 @@ class Recorded:
             state,
             episodes,
             TrainSettings(**defaults | self.settings),
-            measure=MEASURES["classification"],
+            measure=MEASURES["accuracy"],
             seed=0,
             chunk=None,
             checkpoint_every=self.checkpoint_every,

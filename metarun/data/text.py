@@ -1,0 +1,393 @@
+"""Sentences: your own (`text`), and two published sets of questions sorted by what is wanted, CLINC150 and BANKING77.
+
+`encoder` says how a sentence becomes an item, numbers of length 1 together:
+
+    hashed   its words, its pairs of neighbouring words, and the 3 to 5 neighbouring characters everywhere in its words,
+             whose ends are marked. Each of these terms is hashed to one of `buckets` numbers and to a sign (Weinberger
+             et al. 2009, "Feature hashing for large scale multitask learning") and adds 1 + log(times it occurs) there.
+             With `idf` that is multiplied by 1 + log((1 + n) / (1 + d)) for a term in d of the n TRAINING sentences.
+    PATH     the folder of a sentence-transformers model, below `data_root` or absolute: its embeddings, not trained
+             further. Needs the extra `sentences`.
+
+Nothing is downloaded. A split takes 4 bytes of memory for each number of each of its sentences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from abc import ABC, abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from unicodedata import category, normalize
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data.bank import ClassBank
+from metarun.data.cache import cached
+from metarun.data.imagefolder import read_lists
+from metarun.data.reading import reading
+from metarun.data.splits import RATIOS, Split, by_chance, check_ratios, listed, published
+from metarun.data.tables import read_csv, read_jsonl
+from metarun.types import SPLITS, InputError, Place, register, setting
+
+VERSION = 1
+"""of the terms and of their hashes: raise it when either changes"""
+LONGEST = 100_000
+"""characters of a sentence"""
+RUNS = (3, 4, 5)
+"""characters of a word that are a term together"""
+WORD = re.compile(r"\w+|[^\w\s]+")
+READERS = {".csv": read_csv, ".jsonl": read_jsonl}
+CLINC150, BANKING77 = 22_500, 13_083
+"""sentences of the published files, CLINC150's out-of-scope ones not counted"""
+
+
+class Row(NamedTuple):
+    where: str
+    """the file and the place in it"""
+    text: str
+    label: str
+    split: str = ""
+    """where the file says it"""
+
+
+Classes = Mapping[str, Mapping[str, str]]
+"""By label: its sentences, and where each of them stands."""
+
+
+@dataclass(frozen=True)
+class Sentences(ABC):
+    """What datasets of text share."""
+
+    encoder: str = setting("hashed")
+    buckets: int = setting(2048, least=1, most=2**16)
+    idf: bool = setting(True)
+
+    @abstractmethod
+    def load(self, split: str, place: Place) -> ClassBank:
+        """Raises `InputError` for files that are not there or not whole."""
+
+    def bank(self, classes: Classes, splits: Split, split: str, place: Place) -> ClassBank:
+        """The classes of one split. Items: (sentences, buckets) float, or as wide as the encoder makes them."""
+        every = [sentence for sentences in classes.values() for sentence in sentences]
+        ends = dict(zip(classes, accumulate(map(len, classes.values()))))
+        names = {name: sorted(set(labels)) for name, labels in splits.items()}
+        own, train = (
+            torch.cat([torch.arange(ends[label] - len(classes[label]), ends[label]) for label in names[name]])
+            for name in (split, "train")
+        )
+        if self.encoder == "hashed":
+            terms = cached("terms", f"{VERSION} {digest(every)}", lambda: terms_of(every))
+            items = hashed(terms, own, self.buckets, train if self.idf else None)
+            # Of what they are made from: the last bits of a logarithm are not the same on every machine.
+            read = [every[i] for i in own], [every[i] for i in train] if self.idf else []
+            checksum = digest([f"{VERSION} {self.buckets} {self.idf}", *map(digest, read)])
+        else:
+            folder, checksum = model_folder(below(place.root, self.encoder)), ""
+            key = f"{stamp(folder)} {digest(every)}"
+            items = cached("embeddings", key, lambda: embedded(every, folder))["items"][own]
+        offsets = torch.tensor([0, *(len(classes[label]) for label in names[split])]).cumsum(0)
+        return ClassBank(items, offsets, tuple(names[split]), checksum)
+
+
+@register("dataset", "text")
+@dataclass(frozen=True)
+class Text(Sentences):
+    """A .csv file with a header, or a .jsonl file: a sentence and its label in each row.
+
+    `path` is below `data_root` or absolute. The classes are split by `split_column`, else by `lists` (as `imagefolder`
+    reads them, below the file's folder or absolute), else by `ratios` and `split_seed`.
+    """
+
+    path: str = setting("text.csv")
+    text_column: str = setting("text")
+    label_column: str = setting("label")
+    split_column: str | None = setting(None)
+    lists: str | None = setting(None)
+    ratios: list[float] = setting(list(RATIOS))
+    split_seed: int = setting(0, least=0)
+
+    def __post_init__(self) -> None:
+        check_ratios(self.ratios)
+        if self.split_column and self.lists:
+            raise ValueError("split_column and lists both say which class is in which split: leave one of them out")
+
+    def load(self, split: str, place: Place) -> ClassBank:
+        path = below(place.root, self.path)
+        with reading(path):
+            if not path.is_file():
+                raise InputError(
+                    f"dataset.path: {path} is no file; give the path of a .csv or .jsonl file of sentences"
+                )
+        rows = list(table_rows(path, self.text_column, self.label_column, self.split_column))
+        classes = by_label(rows)
+        return self.bank(classes, self._splits(path, rows, classes), split, place)
+
+    def _splits(self, path: Path, rows: Sequence[Row], classes: Classes) -> Split:
+        if self.split_column:
+            own = {name: sorted({row.label for row in rows if row.split == name}) for name in SPLITS}
+            return listed(own, classes, str(path))
+        if self.lists:
+            lists = read_lists(below(path.parent, self.lists))
+            own = {name: [clean_label(label, self.lists, name) for label in labels] for name, labels in lists.items()}
+            return covering(own, classes, self.lists)
+        try:
+            return by_chance(classes, self.split_seed, self.ratios)
+        except ValueError as e:
+            raise InputError(f"{path}: {e}") from None
+
+
+@register("dataset", "clinc150")
+@dataclass(frozen=True)
+class Clinc150(Sentences):
+    """Larson et al. 2019, "An evaluation dataset for intent classification and out-of-scope prediction": 150 intents
+    with 150 sentences each, whatever part of the file they are in. Those out of scope are of no class."""
+
+    def load(self, split: str, place: Place) -> ClassBank:
+        path = place.root / "text" / "clinc150" / "data_full.json"
+        there("CLINC150", [path], "https://github.com/clinc/oos-eval (data/data_full.json)")
+        classes = by_label(whole(path, list(self._rows(path)), CLINC150))
+        return self.bank(classes, covering(published("clinc150"), classes, "CLINC150's split"), split, place)
+
+    def _rows(self, path: Path) -> Iterator[Row]:
+        with reading(path):
+            parts = json.loads(path.read_text(encoding="utf-8-sig"))
+        for name in SPLITS:
+            rows = parts.get(name) if isinstance(parts, dict) else None
+            if not isinstance(rows, list):
+                raise InputError(f"{path} has no list '{name}': take a whole data_full.json")
+            for i, row in enumerate(rows):
+                where = f"{path}, {name}[{i}]"
+                if not isinstance(row, list) or len(row) != 2:
+                    raise InputError(f"{where} is no pair of a sentence and an intent: take a whole data_full.json")
+                yield Row(where, clean(row[0], where, "sentence"), clean_label(row[1], where, "intent"))
+
+
+@register("dataset", "banking77")
+@dataclass(frozen=True)
+class Banking77(Sentences):
+    """Casanueva et al. 2020, "Efficient intent detection with dual sentence encoders": 77 things that a bank's
+    customers want, 75 to 227 sentences each, those of both files."""
+
+    def load(self, split: str, place: Place) -> ClassBank:
+        folder = place.root / "text" / "banking77"
+        paths = [folder / "train.csv", folder / "test.csv"]
+        there("BANKING77", paths, "https://github.com/PolyAI-LDN/task-specific-datasets (banking_data)")
+        rows = [row for path in paths for row in table_rows(path, "text", "category")]
+        classes = by_label(whole(folder, rows, BANKING77))
+        return self.bank(classes, covering(published("banking77"), classes, "BANKING77's split"), split, place)
+
+
+# Rows: what is in the files, and whether it will do.
+
+
+def below(root: Path, path: str) -> Path:
+    return root / os.path.expanduser(path)  # noqa: PTH111 (Path's own raises for a person whom it does not know)
+
+
+def table_rows(path: Path, text_column: str, label_column: str, split_column: str | None = None) -> Iterator[Row]:
+    """The rows of a .csv or .jsonl file. Raises `InputError` for one that is not as it should be."""
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"dataset.path: {path} is neither .csv nor .jsonl; save it as one of the two")
+    for number, row in read(path, [text_column, label_column, *filter(None, [split_column])]):
+        where = f"{path}, line {number}"
+        split = row[split_column] if split_column else ""
+        if split_column and split not in SPLITS:
+            raise InputError(f"{where}: {split_column} is {shown(split)}, not one of {', '.join(SPLITS)}")
+        text, label = clean(row[text_column], where, text_column), clean_label(row[label_column], where, label_column)
+        yield Row(where, text, label, split)
+
+
+def clean(text: Any, where: str, column: str) -> str:
+    """A sentence as it is kept. Raises `InputError` for what is none."""
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {column} is {shown(text)}, where text is wanted")
+    if not (text := text.strip()):
+        raise InputError(f"{where}: {column} is empty: give it a text, or take the row away")
+    if len(text) > LONGEST:
+        raise InputError(f"{where}: {column} has {len(text):,} characters, at most {LONGEST:,} may be: cut it shorter")
+    return text
+
+
+def clean_label(label: Any, where: str, column: str) -> str:
+    """The same of a label, which may be a whole number in json, and will be in messages and files."""
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    label = clean(label, where, column)
+    if any(category(letter) in ("Cc", "Cs") for letter in label):
+        raise InputError(f"{where}: {column} is {shown(label)}: a label must be one line of text")
+    return label
+
+
+def shown(value: Any) -> str:
+    """What is in a file, in one short line."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 40 else ascii(value)[:60]
+
+
+def by_label(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
+    """The classes by name. A sentence that a class has twice counts once: it must not be support and query."""
+    classes: dict[str, dict[str, str]] = {}
+    for row in rows:
+        classes.setdefault(row.label, {}).setdefault(row.text, row.where)
+    return dict(sorted(classes.items()))
+
+
+def covering(split: Split, classes: Classes, name: str) -> Split:
+    """A split by lists that name just the classes there are."""
+    split = listed(split, classes, name)
+    if unseen := sorted(classes.keys() - {label for labels in split.values() for label in labels}):
+        where = next(iter(classes[unseen[0]].values()))
+        raise InputError(f"{where}: {name} has no '{unseen[0]}': put it in one of its lists, or take its rows away")
+    return split
+
+
+def there(name: str, paths: Sequence[Path], home: str) -> None:
+    """Raises `InputError`, saying where published files are to be had, unless they are there."""
+    for path in paths:
+        with reading(path):
+            found = path.is_file()
+        if not found:
+            raise InputError(
+                f"{name}: {path} is not there. Take it from {home} and put it there, or set METARUN_DATA or "
+                f"data_root=... to the folder that holds {'/'.join(path.parent.parts[-2:])}; metarun does not fetch "
+                "it. dataset=glyphs needs no files"
+            )
+
+
+def whole(path: Path, rows: list[Row], wanted: int) -> list[Row]:
+    """A file of lines that is cut between two of them shows it in no other way."""
+    if len(rows) != wanted:
+        raise InputError(
+            f"{path} has {len(rows):,} sentences, where the published files have {wanted:,}: take whole ones; "
+            "dataset=text reads files of your own"
+        )
+    return rows
+
+
+def digest(texts: Iterable[str]) -> str:
+    """Tells texts apart, and where each ends."""
+    made = hashlib.sha256()
+    for text in texts:
+        # json may hold half of a character, which is fine here.
+        data = text.encode(errors="surrogatepass")
+        made.update(len(data).to_bytes(8, "little") + data)
+    return made.hexdigest()
+
+
+# Hashed terms
+
+
+def terms_of(sentences: Iterable[str]) -> dict[str, Any]:
+    """`hashes` (terms,) int64 of all the terms there are; `ids` and `counts` (occurrences,) int32: which term is in a
+    sentence, and how often; `ends` (sentences,) int64: where a sentence's occurrences end."""
+    numbers: dict[str, int] = {}
+    of_word: dict[str, list[int]] = {}  # words come again and again, and most terms are within one
+    ids, counts, ends = array("i"), array("i"), array("q")
+    for sentence in sentences:
+        words = WORD.findall(normalize("NFKC", sentence).casefold())
+        mine = [numbers.setdefault(f"p{a} {b}", len(numbers)) for a, b in pairwise(words)]
+        for word in words:
+            if word not in of_word:
+                of_word[word] = [numbers.setdefault(term, len(numbers)) for term in within(word)]
+            mine += of_word[word]
+        times = Counter(mine)
+        ids.extend(times)
+        counts.extend(times.values())
+        ends.append(len(ids))
+    hashes = array("q", map(stable_hash, numbers))
+    arrays = {"hashes": hashes, "ids": ids, "counts": counts, "ends": ends}
+    return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
+
+
+def within(word: str) -> Iterator[str]:
+    """The terms of a word; their first letter keeps a word, a run and a pair that look alike apart."""
+    marked = f" {word} "
+    yield f"w{word}"
+    for n in RUNS:
+        for start in range(len(marked) - n + 1):
+            yield f"c{marked[start : start + n]}"
+
+
+def stable_hash(term: str) -> int:
+    """64 bits with a sign, the same in every process. Not a CRC: terms that differ alike would collide alike."""
+    made = hashlib.blake2b(term.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(made, "little", signed=True)
+
+
+def hashed(terms: dict[str, Any], rows: Tensor, buckets: int, train: Tensor | None) -> Tensor:
+    """The sentences `rows` as (rows, buckets) float32 of length 1; terms weigh by their rarity in `train`, if given."""
+    hashes, ids, ends = terms["hashes"], terms["ids"].long(), terms["ends"]
+    sentence = torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))  # of each occurrence
+    weights = torch.where(hashes < 0, -1.0, 1.0)
+    if train is not None:
+        seen = torch.zeros(len(ends), dtype=torch.bool).index_fill(0, train, True)[sentence]
+        within_n = torch.bincount(ids[seen], minlength=len(hashes))
+        weights = weights * (1 + ((1 + len(train)) / (1 + within_n)).log())
+    row = torch.full((len(ends),), -1).index_put((rows,), torch.arange(len(rows)))[sentence]
+    own = row >= 0
+    ids = ids[own]
+    values = weights[ids] * (1 + terms["counts"][own].log())
+    places = row[own] * buckets + (hashes & (2**63 - 1)).remainder(buckets)[ids]
+    items = torch.zeros(len(rows) * buckets).index_add_(0, places, values).view(-1, buckets)
+    return items / items.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+# Embeddings
+
+
+def model_folder(folder: Path) -> Path:
+    """Raises `InputError` unless a model can be loaded from there, with no code but the package's own."""
+    if not folder.is_dir():
+        raise InputError(
+            f"dataset.encoder: {folder} is not there; give 'hashed', or the folder of a sentence-transformers model, "
+            "which metarun does not fetch"
+        )
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise InputError(f"dataset.encoder: {folder} has no modules.json, so it is no sentence-transformers model")
+    with reading(path):
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    modules = modules if isinstance(modules, list) and modules else [None]
+    types = [module.get("type") if isinstance(module, dict) else None for module in modules]
+    if foreign := [name for name in types if not str(name).startswith("sentence_transformers.")]:
+        raise InputError(f"{path}: a module is {shown(foreign[0])}; only modules of sentence_transformers are loaded")
+    return folder
+
+
+def stamp(folder: Path) -> str:
+    """Changes when a file of the model does: names, sizes and times, which take little to ask for."""
+    with reading(folder):
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return digest(f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in files)
+
+
+def embedded(sentences: Sequence[str], folder: Path) -> dict[str, Any]:
+    """`items` (sentences, numbers) float32 of length 1"""
+    try:
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"dataset.encoder: sentence-transformers cannot be imported ({error}): pip install 'metarun[sentences]'"
+        ) from error
+    print(f"embedding {len(sentences):,} sentences with {folder}, once", file=sys.stderr)
+    try:
+        model = SentenceTransformer(str(folder), local_files_only=True)
+    except Exception as error:
+        # A broken model may raise nearly anything.
+        raise InputError(
+            f"dataset.encoder: {folder} does not load ({type(error).__name__}: {shown(str(error))})"
+        ) from error
+    made = model.encode(list(sentences), convert_to_numpy=True, normalize_embeddings=True)
+    return {"items": torch.from_numpy(np.asarray(made, dtype=np.float32))}
