@@ -76,8 +76,8 @@ def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) 
     return max(app.codes, default=0)
 
 
-FREE_FORM = ("train.optimizer_args", "train.schedule_args")
-"""Mappings whose keys are torch's to know."""
+FREE_FORM = ("train.optimizer_args", "train.schedule_args", "model.arch_args", "dataset.args", "dataset.of")
+"""Mappings whose keys are for torch, torchvision or another dataset to know."""
 
 
 def replacing(args: list[str]) -> list[str]:

@@ -46,7 +46,6 @@ class Row:
 SHORT = "train.schedule=cosine"
 INNER = "train.meta_batch=16 train.clip=10"
 WIDE = "task.way=20 eval.way=5 task.query=5 eval.query=5 train.meta_batch=1 model.statistics=running"
-WIDER = WIDE.replace("way=20", "way=60", 1)
 BATCHES = "train.meta_batch=64 model.statistics=running train.iterations=3000"
 ONE_SHOT_ROWS = [
     Row("maml", f"algo=maml {INNER} train.iterations=1100", "omniglot_maml_5w1s"),
@@ -68,15 +67,17 @@ ONE_SHOT_ROWS = [
         "metalstm",
         f"algo=metalstm model.filters=16 algo.inner_steps=5 algo.eval_steps=5 {SHORT} train.iterations=1800",
     ),
-    Row("protonet", f"algo=protonet {WIDER} train.lr=2e-3 {SHORT} train.iterations=1000", "omniglot_protonet_5w1s"),
+    Row(
+        "protonet",
+        f"algo=protonet {WIDE} model.halving=pool train.lr=2e-3 {SHORT} train.iterations=1900",
+        "omniglot_protonet_5w1s",
+    ),
     Row("protonet cosine", f"algo=protonet algo.distance=cosine {WIDE} train.iterations=2500"),
     Row("matchingnet", f"algo=matchingnet {WIDE} train.iterations=2500", "omniglot_matchingnet_5w1s"),
     Row("matchingnet fce", f"algo=matchingnet algo.fce=true {WIDE} train.iterations=1300"),
     Row("relationnet", f"algo=relationnet {WIDE} train.iterations=1500", "omniglot_relationnet_5w1s"),
     Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=2500"),
-    Row(
-        "metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"
-    ),
+    Row("metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"),
     Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=2500"),
     Row("baseline", f"algo=baseline {BATCHES}"),
     Row("baselinepp", f"algo=baselinepp {BATCHES}"),
@@ -113,12 +114,12 @@ CIFAR = "model=conv4 augment.flip=true augment.crop=4"
 BENCHMARKS = {
     "omniglot, split vinyals": (
         f"{OMNIGLOT} dataset.split=vinyals",
-        f"{WIDER} train.lr=2e-3 train.iterations=1000",
+        f"{WIDE} model.halving=pool train.lr=2e-3 train.iterations=900",
         f"{INNER} train.iterations=1100",
     ),
     "omniglot, split maml": (
         f"{OMNIGLOT} dataset.split=maml",
-        f"{WIDER} train.lr=2e-3 train.iterations=1000",
+        f"{WIDE} model.halving=pool train.lr=2e-3 train.iterations=900",
         f"{INNER} train.iterations=1100",
     ),
     **{

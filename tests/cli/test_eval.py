@@ -143,7 +143,7 @@ def test_regression_is_judged_by_its_error(metarun: Metarun, here: Path) -> None
     said = metarun("eval", "run=r/curves", "eval.steps=3")
     folder = written(said, here)
     found = content(folder)
-    assert names(folder) == {"eval.json", "tasks.csv", "curve.png"}
+    assert names(folder) == {"eval.json", "tasks.csv", "curve.png", "tasks.png"}
     assert found["metric"] == "mse"
     assert found["mean"] == pytest.approx(mean(tasks(folder)["value"]))
     assert len(found["curve"]) == 4
