@@ -9,12 +9,13 @@ from metarun import config, runs
 from metarun.config import Tree
 from metarun.data import cache
 from metarun.data.bank import ClassBank
+from metarun.data.taskbank import TaskBank
 from metarun.schema import checked, made
 from metarun.settings import DataSettings, TaskSettings
 from metarun.types import SPLITS, Bank, InputError, Place
 
 ACTIONS = ("info", "prepare")
-HEADER = ("split", "classes", "items", "per class", "MB", "checksum")
+HEADER = ("items", "each", "MB", "checksum")
 
 
 def inspect(tree: Tree) -> int:
@@ -41,24 +42,26 @@ def inspect(tree: Tree) -> int:
 
 def show(banks: dict[str, Bank]) -> None:
     """A table, a line for each split."""
-    rows: list[tuple[str, ...]] = [HEADER]
+    first = next(iter(banks.values()))
+    stored = isinstance(first, (ClassBank, TaskBank))
+    rows: list[tuple[str, ...]] = [("split", "tasks" if isinstance(first, TaskBank) else "classes", *HEADER)]
     for split, bank in banks.items():
-        if isinstance(bank, ClassBank):
-            sizes = sorted({int(bank.sizes.min()), int(bank.sizes.max())})
-            each = "-".join(map(str, sizes))
+        if isinstance(bank, (ClassBank, TaskBank)):
+            each = "-".join(str(n) for n in sorted({int(bank.sizes.min()), int(bank.sizes.max())}))
             rows.append(
-                (split, str(len(bank)), f"{len(bank.items):,}", each, f"{bank.bytes / 1e6:,.1f}", bank.digest())
+                (split, f"{len(bank):,}", f"{len(bank.items):,}", each, f"{bank.bytes / 1e6:,.1f}", bank.digest())
             )
         else:
             rows.append((split, "-", "-", "-", "-", bank.digest()))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        first, *others = (f"{cell:<{w}}" if not n else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(row, widths)))
-        print(f"  {first}  {'  '.join(others)}".rstrip())
-    bank = next(iter(banks.values()))
-    if isinstance(bank, ClassBank):
-        kind = str(bank.items.dtype).removeprefix("torch.")
-        print(f"  items  {' x '.join(map(str, bank.item_shape))} {kind}")
+        split, *others = (f"{cell:>{w}}" if n else f"{cell:<{w}}" for n, (cell, w) in enumerate(zip(row, widths)))
+        print(f"  {split}  {'  '.join(others)}".rstrip())
+    if stored:
+        kind = str(first.items.dtype).removeprefix("torch.")
+        print(f"  items  {' x '.join(map(str, first.item_shape))} {kind}")
+    else:
+        print("  items  drawn as they are needed")
     print(f"  cache  {cache.folder()}")
 
 

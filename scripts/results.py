@@ -77,7 +77,7 @@ ONE_SHOT_ROWS = [
     Row("matchingnet fce", f"algo=matchingnet algo.fce=true {WIDE} train.iterations=1300"),
     Row("relationnet", f"algo=relationnet {WIDE} train.iterations=1500", "omniglot_relationnet_5w1s"),
     Row("r2d2", f"algo=r2d2 {WIDE} train.iterations=2500"),
-    Row("metaoptnet svm", f"algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"),
+    Row("metaoptnet svm", "algo=metaoptnet algo.head=svm train.meta_batch=8 task.query=5 train.iterations=900"),
     Row("metaoptnet ridge", f"algo=metaoptnet algo.head=ridge {WIDE} train.iterations=2500"),
     Row("baseline", f"algo=baseline {BATCHES}"),
     Row("baselinepp", f"algo=baselinepp {BATCHES}"),
@@ -129,6 +129,16 @@ BENCHMARKS = {
             f"{INNER} algo.inner_lr=0.1 task.query=5 train.meta_batch=8 train.iterations=900",
         )
         for name in ("cifar_fs", "fc100")
+    },
+    **{
+        name: (
+            f"dataset={name} model=mlp eval.query=15 train.val_every=50",
+            "model.widths=[4096] model.norm=none model.dropout=0.5 task.way=20 task.query=5 eval.way=5 train.lr=2e-4 "
+            "train.meta_batch=4 train.iterations=200",
+            "algo.inner_lr=0.4 model.widths=[512] model.norm=layer model.dropout=0.5 task.query=5 train.meta_batch=8 "
+            "train.iterations=250",
+        )
+        for name in ("clinc150", "banking77")
     },
 }
 DATASET_ROWS = [

@@ -200,7 +200,9 @@ class ImageNetwork(Network):
 
 def check_images(item_shape: tuple[int, ...]) -> None:
     if len(item_shape) != 3:
-        raise ValueError(f"needs images (channels, height, width), this dataset's items are {item_shape}")
+        raise ValueError(
+            f"needs images (channels, height, width), this dataset's items are {item_shape}; model=mlp takes any"
+        )
 
 
 def check_widths(name: str, widths: list[int], least: int = 1) -> None:

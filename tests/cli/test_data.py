@@ -33,7 +33,7 @@ def test_info_tells_what_is_in_a_dataset_and_draws_it(metarun: Metarun, tmp_path
     said = metarun("data", "info", "imagefolder", *FOLDER[1:], "task.way=4")
     assert said.code == 0, said.err
     lines = [line.split() for line in said.out.splitlines()]
-    assert lines[1] == ["split", "classes", "items", "per", "class", "MB", "checksum"]
+    assert lines[1] == ["split", "classes", "items", "each", "MB", "checksum"]
     assert [line[:4] for line in lines[2:5]] == [
         ["train", "10", "80", "8"],
         ["val", "3", "24", "8"],

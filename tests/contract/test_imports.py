@@ -15,7 +15,7 @@ import metarun
 PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
-HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "matplotlib", "PIL"}
+HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "matplotlib", "PIL", "sentence_transformers"}
 ABOVE = {"cli", "app", "commands", "run", "evaluation"}  # what nothing below may reach up to
 
 MAY_IMPORT = {
