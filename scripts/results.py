@@ -84,7 +84,7 @@ ONE_SHOT_ROWS = [
 ]
 FIVE = "task.shot=5 task.query=5 train.meta_batch=4 train.clip=10 train.schedule=cosine"
 FIVE_SHOT_ROWS = [
-    Row("maml 5-shot", f"algo=maml {FIVE} train.iterations=900", "omniglot_maml_5w5s"),
+    Row("maml 5-shot", f"algo=maml algo.eval_steps=1 {FIVE} train.iterations=900", "omniglot_maml_5w5s"),
     Row("fomaml 5-shot", f"algo=fomaml {FIVE} train.iterations=1500", "omniglot_fomaml_5w5s"),
     Row("anil 5-shot", f"algo=anil {FIVE} train.iterations=1700"),
     Row(
