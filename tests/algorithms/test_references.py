@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from algorithms.plain import TOLERANCE, classify, embed, leaves, parts, same_gradient, slopes
 from contract.small import (
+    TASKS,
     WAY,
     gap,
     make_episodes,
@@ -43,6 +44,38 @@ def test_maml_is_differentiated_through_its_inner_steps(steps: int) -> None:
         make_episodes(),
         lambda task: F.cross_entropy(classify(descended(meta, task, 0.3, steps), task.query_x), task.query_y),
     )
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_maml_is_what_the_library_higher_makes_of_it(steps: int) -> None:
+    higher = pytest.importorskip("higher", reason="higher is not installed: pip install 'metarun[bench]'")
+    algorithm, net, meta = parts("maml", inner_steps=steps, inner_lr=0.3)
+    episodes = make_episodes()
+    module = as_module(meta)
+    inner = torch.optim.SGD(module.parameters(), lr=0.3)
+    for task in one_by_one(episodes):
+        with higher.innerloop_ctx(module, inner, copy_initial_weights=False) as (fast, optimizer):
+            for _ in range(steps):
+                optimizer.step(F.cross_entropy(fast(task.support_x), task.support_y))
+            (F.cross_entropy(fast(task.query_x), task.query_y) / TASKS).backward()
+    ours, _, _ = vmapped_gradient(algorithm, net, meta, episodes)
+    for n, p in zip(meta, module.parameters(), strict=True):
+        assert gap(ours[n], p.grad) < TOLERANCE, n
+
+
+def as_module(meta: Meta) -> torch.nn.Module:
+    """`small.CONV4` as torch has it, with these weights."""
+    nn = torch.nn
+    blocks: list[nn.Module] = []
+    for i in range(2):
+        out, inputs = meta[f"conv{i}.weight"].shape[:2]
+        conv = nn.Conv2d(inputs, out, 3, stride=2, padding=1, bias=False)
+        blocks += [conv, nn.BatchNorm2d(out, track_running_stats=False), nn.ReLU()]
+    module = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(meta["head.weight"].shape[1], WAY)).double()
+    with torch.no_grad():
+        for p, w in zip(module.parameters(), meta.values(), strict=True):
+            p.copy_(w)
+    return module
 
 
 @pytest.mark.parametrize("steps", [1, 3])
