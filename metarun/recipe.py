@@ -25,6 +25,8 @@ BESIDE_IT = (
 )
 """Settings of these nodes that are no part of a protocol."""
 ABSENT = object()
+ROUNDING = 1e-9
+"""by which the same number, once read and once computed, may differ"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def judge(paper: Tree, run: Tree, score: Score, metric: str = "accuracy") -> Ver
     gap = ours - published
     if departs := differences(paper.get("protocol") or {}, run):
         text = f"not comparable: {'; '.join(departs)}"
-    elif abs(gap) <= ci95 + (paper.get("ci95") or 0.0):
+    elif abs(gap) <= ci95 + (paper.get("ci95") or 0.0) + ROUNDING:
         text = "within"
     else:
         higher, by = gap > 0, f"{abs(gap):{'.1f' if metric == 'accuracy' else '.2g'}}"

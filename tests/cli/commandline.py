@@ -80,11 +80,15 @@ def only_run(folder: Path) -> Path:
     return config.parent
 
 
+# What a shell starts in the background, tests too, inherits that Ctrl-C is ignored.
+AT_A_TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+
+
 def started(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
     """`metarun WORDS...` in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "METARUN_DATA"))}
     return subprocess.Popen(
-        [sys.executable, "-c", "from metarun.cli import main; main()", *words],
+        [sys.executable, "-c", AT_A_TERMINAL + "from metarun.cli import main; main()", *words],
         cwd=folder,
         env=clean | {"HOME": str(folder)} | env,
         stdout=subprocess.PIPE,

@@ -60,7 +60,7 @@ def paper_of(run: Path) -> dict[str, Any]:
 def test_the_recipe_as_it_is_keeps_to_its_protocol(metarun: Metarun, tiny: Path, tmp_path: Path) -> None:
     assert "not comparable" not in verdict(train(metarun, "seed=3", "eval.seed=1", "train.val_every=3"))
     paper = paper_of(only_run(tmp_path))
-    assert paper["protocol"].keys() == {"task", "eval", "algo", "model", "dataset", "train"}
+    assert paper["protocol"].keys() == {"task", "eval", "algo", "model", "dataset", "data", "augment", "train"}
     assert paper["protocol"]["train"]["lr"] == 0.01
     assert paper["protocol"]["eval"] == {"episodes": 4, "way": 5, "shot": 1, "query": 1}
     assert "not comparable" not in verdict(metarun("eval", "run=latest", "device=cpu"))
