@@ -48,3 +48,17 @@ def _no_gpu() -> str:
     import torch
 
     return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the contract tests have held together: a count of those that passed.
+
+    Each has the property `combination`: [algorithm, model].
+    """
+    passed = [dict(report.user_properties).get("combination") for report in terminalreporter.getreports("passed")]
+    pairs = [pair for pair in passed if isinstance(pair, list)]
+    if pairs:
+        algorithms, models = (len(set(names)) for names in zip(*pairs))
+        terminalreporter.write_line(
+            f"contract matrix: {algorithms} algorithms x {models} models: {len(pairs):,} combinations"
+        )
