@@ -112,7 +112,7 @@ def test_broken_items_are_left_out_where_that_is_asked_for(
     assert again.left_out == found.left_out
 
 
-def test_what_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
+def stop_at_thirty() -> None:
     def stopped(i: int) -> bytes:
         if i == 30:
             raise KeyboardInterrupt
@@ -120,6 +120,10 @@ def test_what_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         made(stopped, workers=1)
+
+
+def test_what_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
+    stop_at_thirty()
     assert ".part" in kept(tmp_path) and ".bin" not in kept(tmp_path)
     decoded: list[int] = []
     assert made(lambda i: decoded.append(i) or item(i)) == WHOLE
@@ -130,14 +134,7 @@ def test_what_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_a_chunk_that_did_not_reach_the_disk_is_decoded_again(tmp_path: Path) -> None:
     """As after a power cut: the list says more than the file holds."""
-
-    def stopped(i: int) -> bytes:
-        if i == 30:
-            raise KeyboardInterrupt
-        return item(i)
-
-    with pytest.raises(KeyboardInterrupt):
-        made(stopped, workers=1)
+    stop_at_thirty()
     (part,) = (tmp_path / "cache").glob("*.part")
     with part.open("r+b") as file:
         file.write(bytes(2 * SIZE))
