@@ -13,9 +13,10 @@ import torch
 
 from metarun.config import Tree
 from metarun.engine.evaluate import Score, score
+from metarun.measures import MEASURES
 from metarun.recipe import MEASURED, differences
 from metarun.report import Report, amount, norms, protocol_rows, show, shown, table
-from metarun.types import MEASURES, InputError
+from metarun.types import InputError
 
 NOT_MEASURED = ("train.log_every",)
 """Settings of the nodes that are compared which change nothing about a run."""

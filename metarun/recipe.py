@@ -8,8 +8,9 @@ from typing import Any
 
 from metarun.config import Tree
 from metarun.engine.evaluate import Score
+from metarun.measures import MEASURES
 from metarun.schema import shown
-from metarun.types import MEASURES, InputError
+from metarun.types import InputError
 
 MEASURED = ("task", "eval", "algo", "model", "dataset", "data", "augment", "train")
 """The nodes that say what is measured; the others say where, how it is watched and what is kept."""

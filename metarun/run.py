@@ -24,10 +24,11 @@ from metarun.evaluation import measure
 from metarun.loggers.console import Console
 from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
+from metarun.measures import Measure
 from metarun.report import Report, draw, show, write
 from metarun.resume import continued
 from metarun.schema import Complaints
-from metarun.types import SPLITS, InputError, Measure, Net, Sampler
+from metarun.types import SPLITS, InputError, Net, Sampler
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun.counter import mix
 from metarun.data.sampler import BatchSampler, EpisodeSampler
-from metarun.types import MEASURES
+from metarun.measures import MEASURES
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
 from metarun.data.imagefolder import chosen, read_lists
-from metarun.data.images import FITS, LARGEST, Form, Ref, image_bank, stamp
+from metarun.data.images import FITS, LARGEST, Box, Form, Ref, image_bank, stamp
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, Split, by_chance, check_ratios, listed
 from metarun.types import InputError, Place, register, setting
@@ -36,7 +36,7 @@ class Crop(NamedTuple):
     """`box` is (left, top, right, bottom) in pixels, within the image."""
 
     file: str
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 @register("dataset", "coco")
@@ -114,9 +114,7 @@ class Coco:
                 found[category].add(Crop(image[0], cut))
         return {name: sorted(found[name]) for name in sorted(found)}
 
-    def _cut(
-        self, box: tuple[float, float, float, float], width: int, height: int
-    ) -> tuple[float, float, float, float] | None:
+    def _cut(self, box: Box, width: int, height: int) -> Box | None:
         """(x, y, width, height) as annotated -> what is cut out of an image; None where too little of it is there."""
         x, y, w, h = box
         if min(min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)) < self.min_size:
@@ -198,7 +196,7 @@ class Entry:
             raise self.wrong(f"its {key} is {value!r:.40}, which is none of the file's")
         return known[value]
 
-    def box(self) -> tuple[float, float, float, float]:
+    def box(self) -> Box:
         value = self.values.get("bbox")
         if (
             not isinstance(value, list)

@@ -21,7 +21,8 @@ from metarun.data.bank import ClassBank
 from metarun.data.nested import nested
 from metarun.data.sampler import stream
 from metarun.data.taskbank import check_way, no_classes
-from metarun.types import MEASURES, EpisodeBatch, InputError, Place, register, setting
+from metarun.measures import MEASURES
+from metarun.types import EpisodeBatch, InputError, Place, register, setting
 
 OF = "dataset.of"
 

@@ -41,7 +41,8 @@ from metarun.data.ratings import Ratings, found, read
 from metarun.data.splits import RATIOS, by_chance, check_ratios
 from metarun.data.table import stamp
 from metarun.data.taskbank import Scale, TaskBank, grouped
-from metarun.types import MEASURES, InputError, Place, ndcg, register, setting
+from metarun.measures import MEASURES, ndcg
+from metarun.types import InputError, Place, register, setting
 
 SHRINK = 5
 """users who are taken to have given an item the mean rating, beside those who have rated it"""

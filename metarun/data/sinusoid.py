@@ -18,7 +18,8 @@ from torch import Tensor
 from metarun.counter import mix, uniform
 from metarun.data.sampler import stream
 from metarun.data.taskbank import check_way, no_classes
-from metarun.types import MEASURES, EpisodeBatch, Place, register, setting
+from metarun.measures import MEASURES
+from metarun.types import EpisodeBatch, Place, register, setting
 
 
 class Family(Protocol):

@@ -22,7 +22,8 @@ from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, by_chance, check_ratios, listed
 from metarun.data.tables import Row, number, read_csv
 from metarun.data.taskbank import Scale, TaskBank, grouped
-from metarun.types import MEASURES, SPLITS, InputError, Place, register, setting
+from metarun.measures import MEASURES
+from metarun.types import SPLITS, InputError, Place, register, setting
 
 LARGEST = 1e30
 """the largest number that a cell may hold: its square is still far from the end of the numbers"""

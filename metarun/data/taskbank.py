@@ -13,7 +13,8 @@ from torch import Tensor
 
 from metarun.counter import MIX, mix, signed
 from metarun.data.sampler import LEAST, stream
-from metarun.types import MEASURES, EpisodeBatch, InputError, Measure
+from metarun.measures import MEASURES, Measure
+from metarun.types import EpisodeBatch, InputError
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,8 @@ from torch import Tensor
 from metarun.counter import mix
 from metarun.engine.host import Pool
 from metarun.engine.step import per_task
-from metarun.types import (
-    MEASURES,
-    Algorithm,
-    Episode,
-    EpisodeBatch,
-    Episodes,
-    HostSide,
-    Measure,
-    Meta,
-    Net,
-    Sampler,
-)
+from metarun.measures import MEASURES, Measure
+from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
 
 
 class Score(NamedTuple):

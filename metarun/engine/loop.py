@@ -13,8 +13,9 @@ from metarun.counter import mix
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.measures import Measure
 from metarun.settings import TrainSettings
-from metarun.types import Algorithm, Episodes, Measure, Net, TrainingError
+from metarun.types import Algorithm, Episodes, Net, TrainingError
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from metarun.types import MEASURES
+from metarun.measures import MEASURES
 
 EVERY = 5.0
 """seconds between two plain lines"""

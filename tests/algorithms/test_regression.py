@@ -12,9 +12,10 @@ from metarun.engine.evaluate import over_tasks, value
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.measures import MEASURES
 from metarun.models.mlp import MLP
 from metarun.registry import known
-from metarun.types import MEASURES, TaskShape
+from metarun.types import TaskShape
 
 NET = MLP(item_shape=(1,), outputs=1, widths=[40, 40], norm="none")
 SHAPE = TaskShape("regression", 1, 5, 10)

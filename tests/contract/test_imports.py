@@ -19,7 +19,8 @@ HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "matplotlib", "P
 ABOVE = {"cli", "app", "commands", "run", "evaluation"}  # what nothing below may reach up to
 
 MAY_IMPORT = {
-    "types": set(),
+    "types": {"measures"},
+    "measures": set(),
     "hints": set(),
     "files": set(),
     "settings": {"types"},
@@ -29,9 +30,9 @@ MAY_IMPORT = {
     "algorithms": {"types", "layers", "algorithms"},
     "models": {"types", "layers", "noise", "models"},
     "schema": {"types", "hints"},
-    "data": {"types", "counter", "files", "hints", "schema", "data"},
-    "engine": {"types", "counter", "settings", "hints", "engine"},
-    "loggers": {"types", "files", "loggers"},
+    "data": {"types", "measures", "counter", "files", "hints", "schema", "data"},
+    "engine": {"types", "measures", "counter", "settings", "hints", "engine"},
+    "loggers": {"types", "measures", "files", "loggers"},
     "checkpoint": {"types", "files", "engine"},
     "device": {"types", "settings"},
 }

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from metarun.engine.evaluate import joined, outcomes, queries_see_one_another, score, task_values
 from metarun.engine.step import per_task
-from metarun.types import MEASURES, Episode, EpisodeBatch, Measure, ndcg
+from metarun.measures import MEASURES, Measure, ndcg
+from metarun.types import Episode, EpisodeBatch
 
 ALL = make_episodes(tasks=20, query=3)
 

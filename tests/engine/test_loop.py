@@ -22,8 +22,9 @@ from metarun.data.sampler import EpisodeSampler
 from metarun.engine.evaluate import Score
 from metarun.engine.loop import fit
 from metarun.engine.state import TrainState
+from metarun.measures import MEASURES
 from metarun.settings import TrainSettings
-from metarun.types import MEASURES, Algorithm, EpisodeBatch, Meta, TaskLoss, TrainingError
+from metarun.types import Algorithm, EpisodeBatch, Meta, TaskLoss, TrainingError
 
 Rows = list[dict[str, Any]]
 
