@@ -28,8 +28,9 @@ from metarun import __version__
 from metarun.algorithms.maml import MAML
 from metarun.data.ahead import Ahead
 from metarun.data.bank import ClassBank
-from metarun.data.images import Form, folders, image_bank
+from metarun.data.images import folders, image_bank
 from metarun.data.omniglot import Omniglot
+from metarun.data.pixels import Form
 from metarun.device import describe
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
@@ -57,8 +58,9 @@ import resource, sys, time
 from pathlib import Path
 from metarun.data import packed
 workers = int(sys.argv[2])
-packed.cores = lambda: workers
-from metarun.data.images import Form, folders, image_bank
+packed.WORKERS = workers
+from metarun.data.images import folders, image_bank
+from metarun.data.pixels import Form
 from metarun.types import Place
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.perf_counter()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Box, Shuffled, box_of, boxes, file_name, lines
-from metarun.data.images import Classes, Ref
+from metarun.data.images import Classes
+from metarun.data.pixels import Ref
 from metarun.types import register, setting
 
 LISTS = ("images_variant_trainval.txt", "images_variant_test.txt")

@@ -13,7 +13,8 @@ from typing import ClassVar
 from metarun.data.archive import unpacked
 from metarun.data.bank import ClassBank
 from metarun.data.imagefolder import chosen
-from metarun.data.images import FITS, LARGEST, Box, Classes, Form, Ref, image_bank, is_image
+from metarun.data.images import Classes, image_bank, is_image
+from metarun.data.pixels import FITS, LARGEST, Box, Form, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import by_chance
 from metarun.data.tables import number

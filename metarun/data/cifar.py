@@ -32,7 +32,8 @@ from metarun.data.bank import ClassBank
 from metarun.data.benchmark import below
 from metarun.data.cache import cached
 from metarun.data.imagefolder import chosen
-from metarun.data.images import Form, Ref, image_bank, zipped
+from metarun.data.images import image_bank, zipped
+from metarun.data.pixels import Form, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import listed, published
 from metarun.types import InputError, Place, register

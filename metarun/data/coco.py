@@ -26,7 +26,8 @@ import torch
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
 from metarun.data.imagefolder import chosen, read_lists
-from metarun.data.images import FITS, LARGEST, Box, Form, Ref, image_bank, stamp
+from metarun.data.images import image_bank, stamp
+from metarun.data.pixels import FITS, LARGEST, Box, Form, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, Split, by_chance, check_ratios, listed
 from metarun.types import InputError, Place, register, setting

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Benchmark, box_of, boxes, lines
-from metarun.data.images import Classes, Ref, folders
+from metarun.data.images import Classes, folders
+from metarun.data.pixels import Ref
 from metarun.types import InputError, register, setting
 
 REMAINDERS = {"train": (0, 2), "val": (1,), "test": (3,)}

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Shuffled, file_name
-from metarun.data.images import Classes, Ref, folders
+from metarun.data.images import Classes, folders
+from metarun.data.pixels import Ref
 from metarun.data.tables import Row, number, read_csv
 from metarun.types import register, setting
 

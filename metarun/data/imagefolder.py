@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.bank import ClassBank
-from metarun.data.images import FITS, LARGEST, Classes, Form, Ref, folders, image_bank, zipped
+from metarun.data.images import Classes, folders, image_bank, zipped
+from metarun.data.pixels import FITS, LARGEST, Form, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, Split, by_chance, check_disjoint, check_ratios, listed
 from metarun.data.tables import read_csv

@@ -35,9 +35,10 @@ import torch
 
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
-from metarun.data.images import LARGEST, Form, Ref, image_bank, is_image, stamp
+from metarun.data.images import image_bank, is_image, stamp
 from metarun.data.packed import packed
 from metarun.data.pickles import read_npz, read_pickle
+from metarun.data.pixels import LARGEST, Form, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import check_disjoint
 from metarun.data.tables import read_csv
@@ -220,7 +221,8 @@ def _of_cache(folder: Path, split: str, side: int, place: Place) -> ClassBank:
     path, key = _cache(folder, split)
     index = _cache_index(folder, split)
     rows, pixels = index["rows"].tolist(), Pixels(path)
-    made = packed(f"mini_imagenet-{split}", key, len(rows), (3, side, side), lambda i: pixels(rows[i], side))
+    name, item = f"mini_imagenet-{split}", (3, side, side)
+    made = packed(name, key, rows, item, lambda row: pixels(row, side), workers=1)  # all pixels are in memory here
     return ClassBank(made.items, index["offsets"].clone(), tuple(index["names"]), made.checksum)
 
 

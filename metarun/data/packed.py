@@ -15,14 +15,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -30,17 +30,22 @@ import torch
 from torch import Tensor
 
 from metarun.data.cache import folder
+from metarun.data.chunks import Chunk, Writer, Written
 from metarun.files import write_atomic
+from metarun.processes import spread
 from metarun.types import InputError
 
 CHUNK = 4 * 2**20
 """bytes that are decoded and written at a time"""
+WORKERS: int | None = None
+"""processes that decode; None: one for each core"""
+SYNC_EVERY = 1.0
+"""seconds after which the disk is told to take what is written"""
 TOLD_EVERY = 5.0
 """seconds between two lines of progress where there is no terminal"""
 
 
-class Broken(Exception):
-    """An item that does not decode; the message names it."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,33 +58,30 @@ class Packed:
     """8 hex digits of the bytes and of which items they are"""
 
 
-def cores() -> int:
-    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
-
-
 def packed(
     name: str,
     key: str,
-    count: int,
-    item: tuple[int, ...],
-    decode: Callable[[int], bytes],
+    items: Sequence[T],
+    shape: tuple[int, ...],
+    decode: Callable[[T], bytes],
     *,
     skip_broken: bool = False,
     workers: int | None = None,
 ) -> Packed:
-    """`count` items of shape `item`, from the cache if they are there, else `decode(i)` of each on all cores.
+    """Items of `shape`, from the cache if they are there, else `decode(item)` of each of `items`.
 
-    name    what the file is called; words of letters, digits, - and _
-    key     everything that the bytes depend on
-    decode  the bytes of item i. May raise `Broken`, which ends it, or with `skip_broken` leaves that item out; and must
-            let other threads run while it works, as Pillow does
+    name     what the file is called; words of letters, digits, - and _
+    key      everything that the bytes depend on
+    decode   the bytes of an item. May raise `Broken`, which ends it, or with `skip_broken` leaves that item out
+    workers  processes that decode (None: one for each core). More than one once it has taken a while (see
+             `metarun.processes`): `decode` and the items must pickle, and should do without torch
 
     Raises `InputError` for a broken item, a full disk, or a folder that cannot be written.
     """
-    key = f"{key} items={count}x{item} skip={skip_broken}"
+    key = f"{key} items={len(items)}x{shape} skip={skip_broken}"
     stem = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     place = folder()
-    if (kept := _read(place / stem, key, item)) is not None:
+    if (kept := _read(place / stem, key, shape)) is not None:
         return kept
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -87,18 +89,20 @@ def packed(
         while kept is None:
             with alone(part, name) as data:
                 # While we waited another process may have made it; then what we hold is no part of anything.
-                kept = _read(place / stem, key, item)
+                kept = _read(place / stem, key, shape)
                 if not is_still(data, part):
                     continue
                 if kept is None:
-                    _make(place / stem, data, name, key, count, item, decode, skip_broken, workers or cores())
-                    kept = _read(place / stem, key, item)
+                    write = Writer(part, prod(shape), decode, skip_broken)
+                    _make(place / stem, data, name, key, items, write, workers or WORKERS)
+                    kept = _read(place / stem, key, shape)
                 else:
                     part.unlink()
     except OSError as error:
+        size = len(items) * prod(shape) / 1e6
         raise InputError(
-            f"{place} cannot hold {name}, {count * prod(item) / 1e6:,.0f} MB ({error.strerror or error}): make room, "
-            "or set METARUN_CACHE to a folder that can"
+            f"{place} cannot hold {name}, {size:,.0f} MB ({error.strerror or error}): make room, or set METARUN_CACHE "
+            "to a folder that can"
         ) from error
     return kept
 
@@ -111,14 +115,14 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
-def _read(path: Path, key: str, item: tuple[int, ...]) -> Packed | None:
+def _read(path: Path, key: str, shape: tuple[int, ...]) -> Packed | None:
     """What is kept for `key`; None where there is nothing, or nothing whole."""
     try:
         mark = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         data, rows = path.with_suffix(".bin"), mark["rows"]
-        if mark["key"] != key or data.stat().st_size != rows * prod(item):
+        if mark["key"] != key or data.stat().st_size != rows * prod(shape):
             return None
-        return Packed(mapped(data, (rows, *item)), tuple(mark["left_out"]), mark["checksum"])
+        return Packed(mapped(data, (rows, *shape)), tuple(mark["left_out"]), mark["checksum"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -144,85 +148,66 @@ def is_still(data: BinaryIO, path: Path) -> bool:
 
 
 def _make(
-    path: Path,
-    data: BinaryIO,
-    name: str,
-    key: str,
-    count: int,
-    item: tuple[int, ...],
-    decode: Callable[[int], bytes],
-    skip_broken: bool,
-    workers: int,
+    path: Path, data: BinaryIO, name: str, key: str, items: Sequence[Any], write: Writer, workers: int | None
 ) -> None:
     """Fills the part, and gives it its name. What is stopped from outside is left to be gone on with."""
-    part, marks = path.with_suffix(".part"), path.with_suffix(".chunks")
+    marks, count = path.with_suffix(".chunks"), len(items)
     try:
-        done = _decoded(data, marks, name, key, count, prod(item), decode, skip_broken, workers)
-        broken = [i for first in sorted(done) for i in done[first]["broken"]]
+        done = _decoded(data, marks, name, key, items, write, workers)
+        broken = [i for first in sorted(done) for i in done[first].broken]
         if broken:
             marks.unlink()  # from here on a half is no use
-            _close_up(data.fileno(), set(broken), count, prod(item))
+            _close_up(data.fileno(), set(broken), count, write.size)
             print(f"{name}: {len(broken)} of {count:,} items do not decode and are left out", file=sys.stderr)
         os.fsync(data.fileno())
-        checksum = crc32(json.dumps([[done[first]["crc"] for first in sorted(done)], broken]).encode())
+        checksum = crc32(json.dumps([[done[first].crc for first in sorted(done)], broken]).encode())
         mark = {"key": key, "rows": count - len(broken), "left_out": broken, "checksum": f"{checksum:08x}"}
-        part.replace(path.with_suffix(".bin"))
+        write.part.replace(path.with_suffix(".bin"))
         write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(mark).encode()))
         marks.unlink(missing_ok=True)
+    except BrokenExecutor as error:
+        raise InputError(
+            f"a process that was preparing {name} was ended from outside, most often for lack of memory: the same "
+            "command goes on from there"
+        ) from error
     except Exception:
-        for file in (part, marks):
+        for file in (write.part, marks):
             file.unlink(missing_ok=True)
         raise
 
 
 def _decoded(
-    data: BinaryIO,
-    marks: Path,
-    name: str,
-    key: str,
-    count: int,
-    size: int,
-    decode: Callable[[int], bytes],
-    skip_broken: bool,
-    workers: int,
-) -> dict[int, dict[str, Any]]:
+    data: BinaryIO, marks: Path, name: str, key: str, items: Sequence[Any], write: Writer, workers: int | None
+) -> dict[int, Written]:
     """Decodes what an earlier process has not; what is known of each chunk, by its first item."""
-    step = max(1, CHUNK // size)
-    done = _done(data, marks, key, lambda first: (first * size, size * min(step, count - first)))
-
-    def chunk(first: int) -> dict[str, Any]:
-        buffer, broken = bytearray(size * min(step, count - first)), []
-        for i in range(first, min(first + step, count)):
-            try:
-                buffer[(i - first) * size : (i - first + 1) * size] = decode(i)
-            except Broken as error:
-                if not skip_broken:
-                    raise InputError(
-                        f"{error}: put a whole copy there, take it away, or leave such items out with "
-                        "data.skip_broken=true"
-                    ) from error
-                broken.append(i)
-        os.pwrite(data.fileno(), buffer, first * size)
-        return {"first": first, "crc": crc32(buffer), "broken": broken}
-
-    bar = Progress(f"preparing {name}", count, sum(min(step, count - first) for first in done))
-    pool = ThreadPoolExecutor(workers)
+    step, count = max(1, CHUNK // write.size), len(items)
+    done = _done(data, marks, key, lambda first: (first * write.size, write.size * min(step, count - first)))
+    left = [Chunk(first, items[first : first + step]) for first in range(0, count, step) if first not in done]
+    synced = monotonic()
+    bar = Progress(f"preparing {name}", count, count - sum(len(chunk.items) for chunk in left))
     with marks.open("a" if done else "w", encoding="utf-8") as log:
         if not done:
             log.write(json.dumps(key) + "\n")
         try:
-            for mark in pool.map(chunk, [first for first in range(0, count, step) if first not in done]):
-                done[mark["first"]] = mark
-                log.write(json.dumps(mark) + "\n")
+            for written in spread(write, left, workers):
+                if written.broken and not write.skip_broken:
+                    raise InputError(
+                        f"{written.why}: put a whole copy there, take it away, or leave such items out with "
+                        "data.skip_broken=true"
+                    )
+                done[written.first] = written
+                log.write(json.dumps(written[:3]) + "\n")
                 log.flush()
-                bar.add(min(step, count - mark["first"]))
+                bar.add(min(step, count - written.first))
+                if monotonic() - synced > SYNC_EVERY:
+                    os.fdatasync(data.fileno())  # or all of it is waited for in the end
+                    synced = monotonic()
         finally:
-            pool.shutdown(cancel_futures=True)
             bar.end()
     return done
 
 
-def _done(data: BinaryIO, marks: Path, key: str, where: Callable[[int], tuple[int, int]]) -> dict[int, dict[str, Any]]:
+def _done(data: BinaryIO, marks: Path, key: str, where: Callable[[int], tuple[int, int]]) -> dict[int, Written]:
     """The chunks that an earlier process has written, by their first item, as far as they are what was written.
 
     `where` gives a chunk's place in the file, and its bytes.
@@ -233,10 +218,10 @@ def _done(data: BinaryIO, marks: Path, key: str, where: Callable[[int], tuple[in
         if json.loads(first) != key:
             return {}
         for line in lines:
-            mark = json.loads(line)
-            start, size = where(mark["first"])
-            if crc32(os.pread(data.fileno(), size, start)) == mark["crc"]:
-                found[mark["first"]] = mark
+            written = Written(*json.loads(line))
+            start, size = where(written.first)
+            if crc32(os.pread(data.fileno(), size, start)) == written.crc:
+                found[written.first] = written
     except (OSError, ValueError, KeyError, TypeError):
         pass  # the list may be cut short, like anything that was stopped
     return found

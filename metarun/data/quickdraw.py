@@ -13,7 +13,6 @@ Meta-Dataset (Triantafillou et al. 2020): 241 / 52 / 52 of all 345.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,13 @@ import torch
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
 from metarun.data.download import fetch
-from metarun.data.images import LARGEST, Ref, stamp
+from metarun.data.images import stamp
 from metarun.data.packed import packed
 from metarun.data.pickles import map_npy
+from metarun.data.pixels import LARGEST, Ref
 from metarun.data.reading import reading
 from metarun.data.splits import by_chance, check_ratios
+from metarun.data.strokes import SPAN, Pen, drawing_of
 from metarun.types import InputError, Place, register, setting
 
 FOLDER = "quickdraw"
@@ -41,19 +42,8 @@ KINDS = {"bitmaps": ("numpy_bitmap", ".npy"), "strokes": ("simplified", ".ndjson
 RATIOS = (0.69855, 0.15073, 0.15072)
 """of 345 classes: 241, 52 and 52"""
 DRAWN_AT = 28
-SPAN = 256
-"""the side of the square that strokes are drawn in"""
-PADDING = 16
-"""what is left free around it"""
-FINER = 4
-"""times as fine as the image is what strokes are drawn on, to be averaged then"""
 LONGEST = 2**20
 """bytes of a line"""
-FARTHEST = 1e9
-"""what coordinates are below"""
-
-Strokes = list[list[tuple[float, float]]]
-"""The points (x, y) of each stroke"""
 
 
 @register("dataset", "quickdraw")
@@ -85,13 +75,15 @@ class QuickDraw:
         paths = [files[name] for name in names]
         key = f"1 {self.kind} {self.per_class} {stamp([Ref(str(path)) for path in paths])}"
         if self.kind == "bitmaps":
-            sizes, draw = self._bitmaps(paths)
+            sizes, items, draw = self._bitmaps(paths)
+            workers = 1  # the files are mapped here
         else:
             key += f" {self.recognized} {place.skip_broken}"
-            sizes, draw = self._strokes(split, key, paths, place.skip_broken)
+            sizes, items = self._strokes(split, key, paths, place.skip_broken)
+            draw, workers = Pen(self.image_size, self.stroke_width), None
             key += f" {self.stroke_width}"
         side = self.image_size
-        made = packed(f"quickdraw-{split}", f"{key} {side}", sum(sizes), (1, side, side), draw)
+        made = packed(f"quickdraw-{split}", f"{key} {side}", items, (1, side, side), draw, workers=workers)
         return ClassBank(made.items, torch.tensor([0, *sizes]).cumsum(0), tuple(names), made.checksum)
 
     def _files(self, folder: Path, place: Place) -> dict[str, Path]:
@@ -108,36 +100,30 @@ class QuickDraw:
             for name in self.categories
         }
 
-    def _bitmaps(self, paths: Sequence[Path]) -> tuple[list[int], Callable[[int], bytes]]:
-        """How many drawings of each file are taken, and what gives the bytes of each of them."""
+    def _bitmaps(self, paths: Sequence[Path]) -> tuple[list[int], list[Any], Callable[[Any], bytes]]:
+        """How many drawings of each file are taken, all of them, and what gives the bytes of one."""
         files = [_bitmap_file(path) for path in paths]
         sizes = [min(len(file), self.per_class) for file in files]
         rows = [(file, row) for file, size in zip(files, sizes) for row in range(size)]
 
-        def draw(i: int) -> bytes:
-            file, row = rows[i]
+        def draw(item: tuple[np.ndarray, int]) -> bytes:
+            file, row = item
             return _resized(file[row].reshape(DRAWN_AT, DRAWN_AT), self.image_size)
 
-        return sizes, draw
+        return sizes, rows, draw
 
     def _strokes(
         self, split: str, key: str, paths: Sequence[Path], skip_broken: bool
-    ) -> tuple[list[int], Callable[[int], bytes]]:
+    ) -> tuple[list[int], list[tuple[str, int]]]:
+        """How many drawings of each file are taken, and where each of them is."""
+
         def make() -> dict[str, Any]:
             found = [_lines(path, self.per_class, self.recognized, skip_broken) for path in paths]
             return {"sizes": [len(f) for f in found], "begins": torch.tensor([at for f in found for at in f])}
 
         index = cached(f"quickdraw-{split}-lines", key, make)
-        owners = (path for path, size in zip(paths, index["sizes"]) for _ in range(size))
-        lines = list(zip(owners, index["begins"].tolist()))
-
-        def draw(i: int) -> bytes:
-            path, begins = lines[i]
-            with reading(path), path.open("rb") as file:
-                file.seek(begins)
-                return drawn(drawing_of(file.readline())[0], self.image_size, self.stroke_width)
-
-        return index["sizes"], draw
+        owners = (str(path) for path, size in zip(paths, index["sizes"]) for _ in range(size))
+        return index["sizes"], list(zip(owners, index["begins"].tolist()))
 
 
 # Files
@@ -206,48 +192,6 @@ def _lines(path: Path, most: int, recognized: bool, skip_broken: bool) -> list[i
     if not found:
         raise InputError(f"{path} holds no drawings{' that were recognized' if recognized else ''}: take a whole copy")
     return found
-
-
-# Drawings
-
-
-def drawing_of(line: bytes) -> tuple[Strokes, bool]:
-    """What a line of a file holds, and whether it was recognized. Raises `ValueError` for one that holds no drawing."""
-    try:
-        row = json.loads(line)
-        strokes = [[*zip(*stroke[:2], strict=True)] for stroke in row["drawing"]]
-        recognized = row.get("recognized", True)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"is no json object with a drawing ({type(error).__name__})") from None
-    values = [value for stroke in strokes for point in stroke for value in point]
-    good = all(type(value) in (int, float) and abs(value) < FARTHEST for value in values)
-    if not good or not strokes or not all(stroke and len(stroke[0]) == 2 for stroke in strokes):
-        raise ValueError("its drawing is not [[[x, ...], [y, ...]], ...]")
-    if not isinstance(recognized, bool):
-        raise ValueError("its recognized is neither true nor false")
-    return strokes, recognized
-
-
-def drawn(strokes: Strokes, side: int, width: float) -> bytes:
-    """side * side bytes of grey: lines with round ends, `width` 256ths of the largest drawing wide, in the middle.
-
-    What is larger than the official files' square is shrunk to it.
-    """
-    from PIL import Image, ImageDraw
-
-    points = np.array([point for stroke in strokes for point in stroke], float)
-    low, high = points.min(0), points.max(0)
-    unit = side * FINER / (SPAN + 2 * PADDING + width)
-    scale = unit * SPAN / max(SPAN, float((high - low).max()))
-    thick = max(1, round(width * unit))
-    image = Image.new("L", (side * FINER, side * FINER))
-    pen = ImageDraw.Draw(image)
-    for stroke in strokes:
-        line = [tuple(point) for point in ((np.array(stroke) - (low + high) / 2) * scale + side * FINER / 2).tolist()]
-        pen.line(line, fill=255, width=thick, joint="curve")
-        for x, y in (line[0], line[-1]):
-            pen.ellipse([x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2], fill=255)
-    return image.reduce(FINER).tobytes()
 
 
 def _resized(bitmap: np.ndarray, side: int) -> bytes:

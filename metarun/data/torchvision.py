@@ -9,9 +9,10 @@ published checksum.
 from __future__ import annotations
 
 import inspect
-import threading
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +21,11 @@ from torch.utils.data import ConcatDataset
 
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
+from metarun.data.chunks import Broken
 from metarun.data.imagefolder import read_lists
-from metarun.data.images import LARGEST, Form, Ref, as_bytes, stamp
-from metarun.data.packed import Broken, packed
+from metarun.data.images import stamp
+from metarun.data.packed import packed
+from metarun.data.pixels import LARGEST, Form, Ref, as_bytes
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, Split, by_chance, check_ratios, listed
 from metarun.types import InputError, Place, register, setting
@@ -92,14 +95,15 @@ class FromTorchvision:
             raise ValueError(f"args: '{taken[0]}' is not yours to give, for all parts of {self.called} are read")
 
     def load(self, split: str, place: Place) -> ClassBank:
-        images = Images(self.called, self.args, place.root, self.download and not place.offline)
+        source = Source(self.called, json.dumps(self.args), place.root, self.download and not place.offline)
         with reading(place.root):
             files = list(_files(place.root, KNOWN[self.called][1]))
         if not files:
-            images.open()  # which brings them there
+            opened(source)  # which brings them there
             files = list(_files(place.root, KNOWN[self.called][1]))
-        key = f"1 {self.called} {self.args} {stamp(files)}"
-        kept = cached(f"torchvision-{self.called}", key, images.index)
+        source = replace(source, stamp=stamp(files))
+        key = f"1 {self.called} {self.args} {source.stamp}"
+        kept = cached(f"torchvision-{self.called}", key, lambda: index(source))
         labels, names = kept["labels"], kept["names"]
         own = sorted(self._split(names, place)[split])
         rows = [(labels == names.index(label)).nonzero()[:, 0] for label in own]
@@ -107,9 +111,9 @@ class FromTorchvision:
         made = packed(
             f"{self.called}-{split}",
             f"{key} {form} {own}",
-            len(row),
+            row,
             form.item,
-            lambda i: images.pixels(row[i], form),
+            Decoder(source, form),
             skip_broken=place.skip_broken,
         )
         gone = set(made.left_out)
@@ -130,71 +134,80 @@ class FromTorchvision:
             raise InputError(f"{self.called}: {error}") from None
 
 
-class Images:
-    """All parts of a dataset of torchvision's, one after another; opened, or fetched, when it is first needed."""
+@dataclass(frozen=True)
+class Source:
+    """Files of a dataset of torchvision's. `args`: as json; `stamp`: changes when the files do."""
 
-    def __init__(self, called: str, args: Settings, root: Path, download: bool) -> None:
-        self._called, self._args, self._root, self._download = called, args, root, download
-        self._lock = threading.Lock()
-        self._parts: ConcatDataset[Any] | None = None
+    called: str
+    args: str
+    root: Path
+    download: bool
+    stamp: str = ""
 
-    def open(self) -> ConcatDataset[Any]:
-        """Raises `InputError` where torchvision refuses, saying why."""
-        with self._lock:  # decoding asks from many threads at once
-            if self._parts is None:
-                self._parts = self._opened()
-            return self._parts
 
-    def _opened(self) -> ConcatDataset[Any]:
-        from torchvision import datasets
+@lru_cache(maxsize=1)
+def opened(source: Source) -> ConcatDataset[Any]:
+    """All parts, one after another; fetched where they lack. Raises `InputError` where torchvision refuses, saying why.
 
-        make, args = getattr(datasets, self._called), self._args
-        parts, files = KNOWN[self._called]
-        try:
-            inspect.signature(make).bind(self._root, **args | parts[0], download=False)
-        except TypeError as error:
-            raise InputError(
-                f"dataset.args={args}: torchvision's {self._called} refuses them ({error}); give what it takes as "
-                "dataset.args={KEY: VALUE}"
-            ) from None
-        why = ""
-        for download in (False, True)[: 1 + self._download]:
-            try:
-                return ConcatDataset([make(self._root, **args | part, download=download) for part in parts])
-            except Exception as error:  # missing, damaged, forbidden or unknown: it has no one way to say so
-                why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        fetch = "" if self._download else ", or allow the download: data.offline=false, dataset.download=true"
+    Kept, for some read all their images at once.
+    """
+    from torchvision import datasets
+
+    make, args = getattr(datasets, source.called), json.loads(source.args)
+    parts, files = KNOWN[source.called]
+    try:
+        inspect.signature(make).bind(source.root, **args | parts[0], download=False)
+    except TypeError as error:
         raise InputError(
-            f"torchvision's {self._called} cannot be had from {self._root} ({why}): put whole copies of "
-            f"{' and '.join(files)} there by hand, as torchvision keeps them{fetch}; its arguments are {args}"
-        )
-
-    def index(self) -> Settings:
-        """`labels` (images,) int64 and `names`, each once, of the classes that have images."""
-        parts = self.open().datasets
+            f"dataset.args={args}: torchvision's {source.called} refuses them ({error}); give what it takes as "
+            "dataset.args={KEY: VALUE}"
+        ) from None
+    why = ""
+    for download in (False, True)[: 1 + source.download]:
         try:
-            there, labels = torch.cat([_labels(part) for part in parts]).unique(return_inverse=True)
-            given = getattr(parts[0], "classes", None) or getattr(parts[0], "categories", None)
-            names = [str(c) if given is None else _name(given[c]) for c in there.tolist()]
-        except Exception as error:  # not as many labels as images, say: what is damaged shows itself in any way
-            raise InputError(
-                f"torchvision's {self._called} in {self._root} has labels that do not fit ({error}): put whole copies "
-                f"of {' and '.join(KNOWN[self._called][1])} there"
-            ) from None
-        if len(set(names)) < len(names):
-            names = [f"{c} {name}" for c, name in zip(there.tolist(), names)]
-        return {"labels": labels, "names": names}
+            return ConcatDataset([make(source.root, **args | part, download=download) for part in parts])
+        except Exception as error:  # missing, damaged, forbidden or unknown: it has no one way to say so
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    fetch = "" if source.download else ", or allow the download: data.offline=false, dataset.download=true"
+    raise InputError(
+        f"torchvision's {source.called} cannot be had from {source.root} ({why}): put whole copies of "
+        f"{' and '.join(files)} there by hand, as torchvision keeps them{fetch}; its arguments are {args}"
+    )
 
-    def pixels(self, row: int, form: Form) -> bytes:
-        """The bytes of `form.item`. Raises `Broken` for an image that does not decode."""
-        every = self.open()
+
+def index(source: Source) -> Settings:
+    """`labels` (images,) int64 and `names`, each once, of the classes that have images."""
+    parts = opened(source).datasets
+    try:
+        there, labels = torch.cat([_labels(part) for part in parts]).unique(return_inverse=True)
+        given = getattr(parts[0], "classes", None) or getattr(parts[0], "categories", None)
+        names = [str(c) if given is None else _name(given[c]) for c in there.tolist()]
+    except Exception as error:  # not as many labels as images, say: what is damaged shows itself in any way
+        raise InputError(
+            f"torchvision's {source.called} in {source.root} has labels that do not fit ({error}): put whole copies "
+            f"of {' and '.join(KNOWN[source.called][1])} there"
+        ) from None
+    if len(set(names)) < len(names):
+        names = [f"{c} {name}" for c, name in zip(there.tolist(), names)]
+    return {"labels": labels, "names": names}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Images, by their number, to the bytes of `form.item`."""
+
+    source: Source
+    form: Form
+
+    def __call__(self, row: int) -> bytes:
+        """Raises `Broken` for an image that does not decode."""
+        every = opened(self.source)
         try:
-            return as_bytes(every[row][0], form)
+            return as_bytes(every[row][0], self.form)
         except Exception as error:
             # A broken image may raise nearly anything.
-            raise Broken(
-                f"image {row:,} of {self._called} does not decode ({type(error).__name__}: {error})"
-            ) from error
+            called = self.source.called
+            raise Broken(f"image {row:,} of {called} does not decode ({type(error).__name__}: {error})") from error
 
 
 def _labels(part: Any) -> torch.Tensor:

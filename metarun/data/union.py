@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from metarun.data.bank import ClassBank
-from metarun.data.images import LARGEST, Form
 from metarun.data.nested import nested
 from metarun.data.packed import packed
+from metarun.data.pixels import LARGEST, Form
 from metarun.types import SPLITS, Dataset, InputError, Place, register, setting
 
 LUMA = (19595, 38470, 7471)
@@ -146,7 +146,8 @@ def joined(banks: Sequence[ClassBank], labels: Sequence[str], form: Form, name: 
         bank = banks[bisect_right(ends, i)]
         return fitted(bank.items[i - ends[bisect_right(ends, i)]], form).numpy().tobytes()
 
-    made = packed(name, f"1 {form} {[bank.digest() for bank in banks]}", ends[-1], form.item, item)
+    key = f"1 {form} {[bank.digest() for bank in banks]}"
+    made = packed(name, key, range(ends[-1]), form.item, item, workers=1)  # the banks stay here
     order = list(dict.fromkeys(labels))
     groups = None
     if any(bank.groups is not None for bank in banks):

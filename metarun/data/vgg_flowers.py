@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data.benchmark import Shuffled
-from metarun.data.images import Classes, Ref
+from metarun.data.images import Classes
+from metarun.data.pixels import Ref
 from metarun.data.reading import reading
 from metarun.types import InputError, register
 

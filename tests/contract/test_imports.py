@@ -15,7 +15,7 @@ import metarun
 PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
-HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "matplotlib", "PIL", "sentence_transformers"}
+HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "loky", "matplotlib", "PIL", "sentence_transformers"}
 ABOVE = {"cli", "app", "commands", "run", "evaluation"}  # what nothing below may reach up to
 
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "measures": set(),
     "hints": set(),
     "files": set(),
+    "processes": set(),
     "settings": {"types"},
     "counter": set(),
     "noise": {"counter"},
@@ -30,8 +31,8 @@ MAY_IMPORT = {
     "algorithms": {"types", "layers", "algorithms"},
     "models": {"types", "layers", "noise", "models"},
     "schema": {"types", "hints"},
-    "data": {"types", "measures", "counter", "files", "hints", "schema", "data"},
-    "engine": {"types", "measures", "counter", "settings", "hints", "engine"},
+    "data": {"types", "measures", "counter", "files", "hints", "schema", "processes", "data"},
+    "engine": {"types", "measures", "counter", "settings", "hints", "processes", "engine"},
     "loggers": {"types", "measures", "files", "loggers"},
     "checkpoint": {"types", "files", "engine"},
     "device": {"types", "settings"},

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metarun.data.bank import ClassBank
+from metarun.data.chunks import Broken
 from metarun.data.imagefolder import ImageFolder
-from metarun.data.images import Form, Opener, Ref, decoded, middle
-from metarun.data.packed import Broken
+from metarun.data.pixels import Decoder, Form, Ref, middle
 from metarun.data.splits import by_chance, listed
 from metarun.data.tables import number, read_csv, read_jsonl
 from metarun.types import SPLITS, InputError, Place
@@ -62,7 +62,7 @@ def refusal(root: Path, split: str = "train", **settings: Any) -> str:
 def pixels(image: Image.Image, form: Form, tmp_path: Path, box: Any = None) -> torch.Tensor:
     path = tmp_path / "image.png"
     image.save(path, "PNG" if image.mode != "CMYK" else "TIFF")
-    data = decoded(Opener(), Ref(str(path), box=box), form)
+    data = Decoder(form)(Ref(str(path), box=box))
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(form.item)
 
 
@@ -124,7 +124,7 @@ def test_any_bytes_are_an_image_or_broken(tmp_path: Path, junk: bytes, at: int, 
         path.write_bytes(data)
         with warnings.catch_warnings(action="ignore"):
             try:
-                assert len(decoded(Opener(), Ref(str(path)), Form(4))) == 48
+                assert len(Decoder(Form(4))(Ref(str(path)))) == 48
             except Broken as error:
                 assert str(path) in str(error)
 

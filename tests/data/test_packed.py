@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from metarun.data import packed as module
-from metarun.data.packed import Broken, packed
+from metarun.data.chunks import Broken
+from metarun.data.packed import packed
 from metarun.types import InputError
 
 ITEM = (2, 3)
@@ -32,7 +33,7 @@ def item(i: int) -> bytes:
 
 
 def made(decode: Callable[[int], bytes] = item, key: str = "k", **more: bool | int) -> list[bytes]:
-    items = packed("things", key, COUNT, ITEM, decode, **more).items  # type: ignore[arg-type]
+    items = packed("things", key, range(COUNT), ITEM, decode, **more).items  # type: ignore[arg-type]
     return [bytes(row.flatten().tolist()) for row in items]
 
 
@@ -64,9 +65,9 @@ def test_another_key_is_another_file() -> None:
 
 
 def test_the_checksum_is_of_the_bytes() -> None:
-    sums = {packed("things", key, COUNT, ITEM, decode).checksum for key, decode in (("a", item), ("b", item))}
+    sums = {packed("things", key, range(COUNT), ITEM, decode).checksum for key, decode in (("a", item), ("b", item))}
     assert len(sums) == 1
-    assert packed("things", "c", COUNT, ITEM, lambda i: item(i + 1)).checksum not in sums
+    assert packed("things", "c", range(COUNT), ITEM, lambda i: item(i + 1)).checksum not in sums
 
 
 def test_a_file_cut_short_is_made_again(tmp_path: Path) -> None:
@@ -104,11 +105,11 @@ def test_a_broken_item_is_named_and_nothing_is_left(tmp_path: Path) -> None:
 def test_broken_items_are_left_out_where_that_is_asked_for(
     broken: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = packed("things", "k", COUNT, ITEM, broken_at(*broken), skip_broken=True)
+    found = packed("things", "k", range(COUNT), ITEM, broken_at(*broken), skip_broken=True)
     assert list(found.left_out) == broken
     assert [bytes(row.flatten().tolist()) for row in found.items] == [w for i, w in enumerate(WHOLE) if i not in broken]
     assert f"{len(broken)} of {COUNT} items do not decode" in capsys.readouterr().err
-    again = packed("things", "k", COUNT, ITEM, lambda i: pytest.fail("decoded again"), skip_broken=True)
+    again = packed("things", "k", range(COUNT), ITEM, lambda i: pytest.fail("decoded again"), skip_broken=True)
     assert again.left_out == found.left_out
 
 
@@ -179,7 +180,7 @@ def decode(i):
         print("here", flush=True)
         time.sleep(60)
     return bytes((i * 7 + j) % 256 for j in range(6))
-packed.packed("things", "k", 50, (2, 3), decode, workers=1)
+packed.packed("things", "k", range(50), (2, 3), decode, workers=1)
 """
 
 
@@ -193,3 +194,54 @@ def test_a_killed_preparation_blocks_nobody_and_is_gone_on_with() -> None:
     decoded: list[int] = []
     assert made(lambda i: decoded.append(i) or item(i)) == WHOLE
     assert 0 < len(decoded) < COUNT
+
+
+# More processes than one, once it takes a while
+
+
+def long(tmp_path: Path, broken: int | None = None, fatal: bool = False) -> Callable[[int], bytes]:
+    """Takes 1 s for all, and notes which process decodes what."""
+
+    def decode(i: int) -> bytes:
+        time.sleep(1 / 50)
+        (tmp_path / f"by-{i}").write_text(str(os.getpid()))
+        if i == broken:
+            if fatal:
+                os._exit(1)
+            raise Broken(f"item {i} is no image")
+        return bytes((i * 7 + j) % 256 for j in range(6))
+
+    return decode
+
+
+def by(tmp_path: Path) -> list[int]:
+    return [int((tmp_path / f"by-{i}").read_text()) for i in range(COUNT)]
+
+
+def test_what_takes_long_is_decoded_by_several_processes(tmp_path: Path) -> None:
+    assert made(long(tmp_path), workers=2) == WHOLE
+    mine, others = by(tmp_path)[0], set(by(tmp_path)[-8:])
+    assert mine == os.getpid()
+    assert others and mine not in others
+    assert kept(tmp_path) == [".bin", ".json"]
+
+
+def test_what_is_broken_in_another_process_is_named_or_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"item 44 is no image.*data.skip_broken=true"):
+        made(long(tmp_path, broken=44), workers=2)
+    assert kept(tmp_path) == []
+    assert made(long(tmp_path, broken=44), workers=2, skip_broken=True) == WHOLE[:44] + WHOLE[45:]
+
+
+def test_a_process_that_is_ended_from_outside_costs_only_what_it_had_at_hand(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ended from outside.*memory.*goes on from there"):
+        made(long(tmp_path, broken=COUNT - 1, fatal=True), workers=2)
+    assert kept(tmp_path) == [".chunks", ".part"]
+    decoded: list[int] = []
+    assert made(lambda i: decoded.append(i) or item(i)) == WHOLE
+    assert decoded[-1] == COUNT - 1 and 0 not in decoded
+
+
+def test_a_process_that_decodes_images_needs_no_torch() -> None:
+    script = "import sys, metarun.data.pixels, metarun.data.strokes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

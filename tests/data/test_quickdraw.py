@@ -22,8 +22,9 @@ from PIL import Image
 
 from metarun.data import quickdraw
 from metarun.data.bank import ClassBank
-from metarun.data.quickdraw import QuickDraw, drawing_of, drawn
+from metarun.data.quickdraw import QuickDraw
 from metarun.data.splits import by_chance
+from metarun.data.strokes import drawing_of, drawn
 from metarun.types import SPLITS, InputError, Place
 
 NAMES = ["ant", "alarm clock", "cat", "dog", "The Eiffel Tower"]

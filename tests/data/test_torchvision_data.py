@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import datasets
 
+from metarun.data import torchvision as module
 from metarun.data.bank import ClassBank
-from metarun.data.torchvision import KNOWN, Images, _labels
+from metarun.data.torchvision import KNOWN, _labels
 from metarun.types import REGISTRY, SPLITS, InputError, Place
 
 EACH = {"train": 3, "t10k": 2}
@@ -107,7 +108,7 @@ def test_a_second_time_needs_no_torchvision_and_new_files_are_seen(
     raw = write_mnist(tmp_path)
     first = made().load("train", offline(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "_opened", lambda self: pytest.fail("opened again"))
+        patch.setattr(module, "opened", lambda source: pytest.fail("opened again"))
         assert torch.equal(made().load("train", offline(tmp_path)).items, first.items)
     images = raw / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:16] + bytes(30 * 784))

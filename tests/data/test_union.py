@@ -16,7 +16,7 @@ from torch import Tensor
 import metarun.data.torchvision  # noqa: F401 (the example's datasets)
 from metarun.counter import MIX, mix, signed
 from metarun.data.bank import ClassBank, subset, with_turns
-from metarun.data.images import Form
+from metarun.data.pixels import Form
 from metarun.data.sampler import EpisodeSampler, stream
 from metarun.data.union import Together, fitted, joined, read_sources
 from metarun.types import REGISTRY, SPLITS, InputError, Place, setting

@@ -1,0 +1,59 @@
+"""Work spread over processes of their own.
+
+This file imports no torch, here or through others: a process then starts in a fraction of a second, unless the work
+itself needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
+from time import monotonic, sleep
+from typing import TypeVar
+
+PATIENCE = 0.3
+"""seconds of work after which starting other processes is worth it"""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def spread(
+    work: Callable[[T], R], items: Sequence[T], workers: int | None = None, patience: float = PATIENCE
+) -> Iterator[R]:
+    """`work` of each item, in order: of the first in this process and, once they have taken `patience` seconds, of the
+    others in `workers` processes (None: one for each core), with one thread each. Work and items must pickle then.
+
+    Raises `concurrent.futures.BrokenExecutor` where such a process is ended from outside.
+    """
+    began, here = monotonic(), 0
+    while here < len(items) and (workers == 1 or monotonic() - began < patience):
+        yield work(items[here])
+        here += 1
+    if here < len(items):
+        from loky import get_reusable_executor
+
+        executor = get_reusable_executor(
+            workers, env=dict.fromkeys(THREADS, "1"), initializer=_end_with, initargs=(os.getpid(),)
+        )
+        # The processes start with Ctrl-C blocked, for it is this one that ends them.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = executor.map(work, items[here:])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        yield from results
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process end soon after `parent`, which may be killed and then tells nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
