@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from metarun.models.conv4 import Conv4
 from metarun.types import Place, Sampler
 
 CLASSES, EACH, SIDE = 100, 600, 84
+PAIRS = 5
 WAY, SHOT, QUERY, TASKS = 5, 1, 15, 32
 
 
@@ -54,7 +56,7 @@ def write_class(folder: Path) -> None:
 
 
 PREPARE = """
-import resource, sys, time
+import resource, sys, threading, time
 from pathlib import Path
 from metarun.data import packed
 workers = int(sys.argv[2])
@@ -65,12 +67,18 @@ from metarun.types import Place
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.perf_counter()
 bank = image_bank("bench", "train", folders(Path(sys.argv[1])), Form(int(sys.argv[3])), Place(Path()))
-print(time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024, bank.bytes)
+seconds = time.perf_counter() - began
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+for process in Path("/proc/self/task", str(threading.get_native_id()), "children").read_text().split():
+    lines = Path("/proc", process, "status").read_text().splitlines()
+    most += sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+print(seconds, most * 1024, bank.bytes)
 """
 
 
 def prepare(images: Path, cache: Path, workers: int) -> tuple[float, float, float]:
-    """Seconds, the memory that it took beyond the imports, the bytes of the items; in a process of its own."""
+    """Seconds, the memory that it took beyond the imports, the bytes of the items; in a process of its own, and those
+    that it starts."""
     done = subprocess.run(
         [sys.executable, "-c", PREPARE, str(images), str(workers), str(SIDE)],
         env=os.environ | {"METARUN_CACHE": str(cache)},
@@ -137,11 +145,19 @@ def main() -> None:
         images, one, every = (Path(folder) / name for name in ("images", "one", "every"))
         with ProcessPoolExecutor(cores) as pool:
             list(pool.map(write_class, [images / f"{c:03d}" for c in range(CLASSES)]))
-        alone, _, _ = prepare(images, one, 1)
-        together, memory, size = prepare(images, every, cores)
+        alone, together = [], []
+        memory = size = 0.0
+        for _ in range(PAIRS):
+            shutil.rmtree(one, ignore_errors=True)
+            shutil.rmtree(every, ignore_errors=True)
+            alone.append(prepare(images, one, 1)[0])
+            seconds, memory, size = prepare(images, every, cores)
+            together.append(seconds)
         again, _, _ = prepare(images, every, cores)
-        print(f"prepare  {CLASSES * EACH:,} JPEG files of {SIDE}x{SIDE}: {alone:.1f} s on 1 core")
-        print(f"         {together:.1f} s on {cores}: {alone / together:.2f} times as fast")
+        ratios = [a / b for a, b in zip(alone, together)]
+        print(f"prepare  {CLASSES * EACH:,} JPEG files of {SIDE}x{SIDE}: {median(alone):.1f} s on 1 core")
+        print(f"         {median(together):.1f} s on {cores}: {median(ratios):.2f} times as fast", end=" ")
+        print(f"({min(ratios):.2f} to {max(ratios):.2f}, {PAIRS} pairs in turn)")
         print(f"         memory {memory / 1e6:,.0f} MB, {memory / size:.2f} times the cache's {size / 1e6:,.0f} MB")
         print(f"         a second start {again:.2f} s")
         os.environ["METARUN_CACHE"] = str(every)

@@ -115,6 +115,15 @@ def _mean(folder: Path) -> float:
     return json.loads((folder / "eval.json").read_text())["mean"]
 
 
+def test_a_dataset_that_is_not_of_images_comes_with_a_model_that_takes_it(metarun: Metarun, tmp_path: Path) -> None:
+    sizes = [w for w in TINY if not w.startswith(("dataset", "model"))]
+    said = metarun("train", *sizes, "algo=maml", "dataset=sinusoid", "hydra.run.dir=run")
+    assert said.code == 0, said.err
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["name"] == "mlp"
+    refused = metarun("train", *sizes, "algo=maml", "dataset=sinusoid", "model=conv4")
+    assert refused.code == 2 and "model=mlp takes any" in refused.errors[0]
+
+
 def test_a_part_of_the_training_classes(metarun: Metarun, tmp_path: Path) -> None:
     said = metarun("train", *TINY, "data.classes=7", "data.images=4", "task.way=5", "augment.turn_classes=true")
     assert said.code == 0, said.err
@@ -125,8 +134,8 @@ def test_a_part_of_the_training_classes(metarun: Metarun, tmp_path: Path) -> Non
     for words, why in (
         (["data.classes=9999"], "data.classes=9999: the training split has 864"),
         (["data.images=30"], "data.images=30: class"),
-        (["dataset=sinusoid", "model=mlp", "augment.crop=1"], "augment: changes images"),
-        (["dataset=sinusoid", "model=mlp", "data.classes=5"], "this dataset has no classes"),
+        (["dataset=sinusoid", "augment.crop=1"], "augment: changes images"),
+        (["dataset=sinusoid", "data.classes=5"], "this dataset has no classes"),
     ):
         said = metarun("train", *[w for w in TINY if "dataset" not in w and "model" not in w], *words)
         assert said.code == 2 and why in said.errors[0], said.err
