@@ -132,11 +132,11 @@ BENCHMARKS = {
     },
     **{
         name: (
-            f"dataset={name} model=mlp eval.query=15 train.val_every=50",
-            "model.widths=[4096] model.norm=none model.dropout=0.5 task.way=20 task.query=5 eval.way=5 train.lr=2e-4 "
-            "train.meta_batch=4 train.iterations=200",
-            "algo.inner_lr=0.4 model.widths=[512] model.norm=layer model.dropout=0.5 task.query=5 train.meta_batch=8 "
-            "train.iterations=250",
+            f"dataset={name} dataset.idf=false eval.query=15 train.val_every=50",
+            "algo.distance=cosine algo.scale=10 model.widths=[2048] model.dropout=0.5 task.query=15 train.lr=3e-4 "
+            "train.meta_batch=4 train.iterations=300",
+            "algo.inner_lr=0.1 algo.eval_steps=1 model.widths=[1024] model.dropout=0.3 task.query=15 train.lr=5e-4 "
+            "train.meta_batch=4 train.iterations=400",
         )
         for name in ("clinc150", "banking77")
     },
