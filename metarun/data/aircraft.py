@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Box, Shuffled, box_of, boxes, file_name, lines
+from metarun.data.download import Published
 from metarun.data.images import Classes
 from metarun.data.pixels import Ref
 from metarun.types import register, setting
@@ -25,7 +26,10 @@ BOXES = "images_box.txt"
 class Aircraft(Shuffled):
     places = ("fgvc-aircraft-2013b", "fgvc-aircraft-2013b/fgvc-aircraft-2013b", "aircraft")
     needs = ("data/images", *(f"data/{name}" for name in LISTS))
-    archive = "fgvc-aircraft-2013b.tar.gz"
+    archive = Published(
+        "fgvc-aircraft-2013b.tar.gz",
+        ("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",),
+    )
     put = f"data/ with images/, {', '.join(LISTS)} and {BOXES}"
     counts = (70, 15, 15)
 

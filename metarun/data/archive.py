@@ -46,16 +46,16 @@ def unpacked(path: Path, into: Path) -> Path:
     that would be written elsewhere, is no plain file or folder, or is far too large; for a damaged archive; and where
     `into` is there but was not made from it, or cannot be made.
     """
-    if _made_from(path, into):
+    if made_from(path, into):
         return into
     with _writing(into):
         into.parent.mkdir(parents=True, exist_ok=True)
     lock = into.with_name(f".{into.name}.lock")
-    while not _made_from(path, into):
+    while not made_from(path, into):
         with _writing(into), alone(lock, into.name) as held:
             if is_still(held, lock):  # else another process has finished meanwhile
                 try:
-                    if not _made_from(path, into):
+                    if not made_from(path, into):
                         _unpack(path, into)
                 finally:
                     lock.unlink()
@@ -68,7 +68,7 @@ def _stamp(path: Path) -> dict[str, str | int]:
     return {"archive": path.name, "size": status.st_size, "time": status.st_mtime_ns}
 
 
-def _made_from(path: Path, into: Path) -> bool:
+def made_from(path: Path, into: Path) -> bool:
     """Whether `into` is whole, and of this archive."""
     try:
         mark = json.loads((into / MARK).read_text(encoding="utf-8"))

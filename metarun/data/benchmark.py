@@ -1,4 +1,4 @@
-"""What published benchmarks have in common: a folder that a person puts below `data_root`, and a class split of it."""
+"""What published benchmarks have in common: a folder below `data_root`, and a class split of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from metarun.data.archive import unpacked
+from metarun.data.archive import made_from, unpacked
 from metarun.data.bank import ClassBank
+from metarun.data.download import Published, fetch
 from metarun.data.imagefolder import chosen
 from metarun.data.images import Classes, image_bank, is_image
 from metarun.data.pixels import FITS, LARGEST, Box, Form, Ref
@@ -23,14 +24,16 @@ from metarun.types import SPLITS, InputError, Place, setting
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """Colour images of classes that others have split. Nothing is downloaded: the folder is for the person to put."""
+    """Colour images of classes that others have split."""
 
     places: ClassVar[tuple[str, ...]]
     """the names that the folder may have below `data_root`; the first is the one that is asked for"""
     needs: ClassVar[tuple[str, ...]] = ()
     """what must be in it"""
-    archive: ClassVar[str] = ""
-    """the file that it is published as, which will do in the folder's place"""
+    archive: ClassVar[Published | None] = None
+    """the file that it is published as, which will do in the folder's place, and is downloaded where both lack"""
+    beside: ClassVar[tuple[Published, ...]] = ()
+    """files that are published beside the archive, and belong into the same folder"""
     put: ClassVar[str]
     """what to put there, said to whoever has not"""
     counts: ClassVar[tuple[int, int, int]]
@@ -44,7 +47,7 @@ class Benchmark(ABC):
         """The classes of one split, sorted by name. Raises `InputError` for what cannot be read."""
 
     def load(self, split: str, place: Place) -> ClassBank:
-        folder = find(place.root, self.places, self.needs, self.archive, self.put)
+        folder = self.folder(place)
         classes = self.classes(folder, split)
         wanted = self.counts[SPLITS.index(split)]
         if len(classes) != wanted:
@@ -52,6 +55,29 @@ class Benchmark(ABC):
                 f"{folder} has {len(classes)} classes in {split}; published numbers are for {wanted}", stacklevel=2
             )
         return image_bank(type(self).__name__.lower(), split, classes, Form(self.image_size, 3, self.fit), place)
+
+    def folder(self, place: Place) -> Path:
+        """The first of the folders that holds all that is needed, or that of the archive.
+
+        Raises `InputError` with what to put where.
+        """
+        root, archive = place.root, self.archive
+        with reading(root):
+            there = [root / name for name in self.places if (root / name).is_dir()]
+            if not there and archive and (inside := contents(archive, place)):
+                for file in self.beside:
+                    fetch(*file, inside, place)
+                there = [inside / name for name in self.places if (inside / name).is_dir()] or [inside]
+            lacks = {folder: [name for name in self.needs if not (folder / name).exists()] for folder in there}
+        for folder, missing in lacks.items():
+            if not missing:
+                return folder
+        what = f"{there[0]} lacks {', '.join(lacks[there[0]])}" if there else f"{root / self.places[0]} is not there"
+        or_archive = f", or {archive.name} into {root} (from {archive.urls[0]})" if archive else ""
+        raise InputError(
+            f"{what}. Put {self.put} there{or_archive}, or set METARUN_DATA or data_root=... to the folder that holds "
+            "it; dataset=glyphs needs no files"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,26 +99,14 @@ class Shuffled(Benchmark):
         return chosen(every, drawn, split)
 
 
-def find(root: Path, places: tuple[str, ...], needs: tuple[str, ...], archive: str, put: str) -> Path:
-    """The first of the folders `places` below `root` that holds all of `needs`, or of those in the archive.
-
-    Raises `InputError` with what to put where.
-    """
-    with reading(root):
-        there = [root / name for name in places if (root / name).is_dir()]
-        if not there and archive and (root / archive).is_file():
-            inside = unpacked(root / archive, root / f"{archive.partition('.')[0]}-unpacked")
-            there = [inside / name for name in places if (inside / name).is_dir()]
-        lacks = {folder: [name for name in needs if not (folder / name).exists()] for folder in there}
-    for folder, missing in lacks.items():
-        if not missing:
-            return folder
-    what = f"{there[0]} lacks {', '.join(lacks[there[0]])}" if there else f"{root / places[0]} is not there"
-    or_archive = f", or {archive} into {root}" if archive else ""
-    raise InputError(
-        f"{what}. Put {put} there{or_archive}, or set METARUN_DATA or data_root=... to the folder that holds it; "
-        "dataset=glyphs needs no files"
-    )
+def contents(archive: Published, place: Place) -> Path | None:
+    """The folder that an archive is unpacked to, downloaded if need be; None where it lacks and none may be."""
+    path, into = place.root / archive.name, place.root / f"{archive.name.partition('.')[0]}-unpacked"
+    if not made_from(path, into):
+        if place.offline and not path.is_file():
+            return None
+        fetch(*archive, place.root, place)
+    return unpacked(path, into)
 
 
 def below(folder: Path) -> dict[str, list[Ref]]:

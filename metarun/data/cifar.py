@@ -31,6 +31,7 @@ import torch
 from metarun.data.bank import ClassBank
 from metarun.data.benchmark import below
 from metarun.data.cache import cached
+from metarun.data.download import Published, fetch
 from metarun.data.imagefolder import chosen
 from metarun.data.images import image_bank, zipped
 from metarun.data.pixels import Form, Ref
@@ -40,6 +41,11 @@ from metarun.types import InputError, Place, register
 
 FOLDERS = ("cifar-fs", "cifar_fs", "CIFAR-FS", "cifar100", "cifar100-subset")
 BINARY = "cifar-100-binary"
+ARCHIVE = Published(
+    f"{BINARY}.tar.gz",
+    (f"https://www.cs.toronto.edu/~kriz/{BINARY}.tar.gz",),
+    "03b5dce01913d631647c71ecec9e9cb8",
+)
 NAMES, PARTS = "fine_label_names.txt", {"train.bin": 50_000, "test.bin": 10_000}
 """the names of the classes, and the images in each part"""
 ITEM = (3, 32, 32)
@@ -56,7 +62,7 @@ class Cifar100(ABC):
     """which list of classes"""
 
     def load(self, split: str, place: Place) -> ClassBank:
-        path = _find(place.root)
+        path = _find(place)
         if path.name.startswith(BINARY):
             bank = _binary(self.split, path, split)
         else:
@@ -83,17 +89,19 @@ class FC100(Cifar100):
     split = "fc100"
 
 
-def _find(root: Path) -> Path:
-    options = [*(f"{name}{suffix}" for name in FOLDERS for suffix in ("", ".zip")), BINARY, f"{BINARY}.tar.gz"]
+def _find(place: Place) -> Path:
+    """What there is of CIFAR-100, else the binary version, downloaded."""
+    root = place.root
+    options = [*(f"{name}{suffix}" for name in FOLDERS for suffix in ("", ".zip")), BINARY, ARCHIVE.name]
     with reading(root):
         there = [root / name for name in options if (root / name).exists()]
-    if not there:
+    if not there and place.offline:
         raise InputError(
-            f"no CIFAR-100 in {root}: put {FOLDERS[0]} there, a folder or zip file with a folder of images for each "
-            f"class, or {BINARY}.tar.gz from CIFAR-100's home page; or set METARUN_DATA or data_root=... to the folder "
-            "that holds one of them; dataset=glyphs needs no files"
+            f"no CIFAR-100 in {root}, and data.offline=true: put {FOLDERS[0]} there, a folder or zip file with a "
+            f"folder of images for each class, or {ARCHIVE.name} from {ARCHIVE.urls[0]}; or set METARUN_DATA or "
+            "data_root=... to the folder that holds one of them; dataset=glyphs needs no files"
         )
-    return there[0]
+    return there[0] if there else fetch(*ARCHIVE, root, place)
 
 
 def _stat(path: Path) -> tuple[int, int]:

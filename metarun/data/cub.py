@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Benchmark, box_of, boxes, lines
+from metarun.data.download import Published
 from metarun.data.images import Classes, folders
 from metarun.data.pixels import Ref
 from metarun.types import InputError, register, setting
@@ -26,7 +27,11 @@ REMAINDERS = {"train": (0, 2), "val": (1,), "test": (3,)}
 class Cub(Benchmark):
     places = ("CUB_200_2011", "CUB_200_2011/CUB_200_2011", "cub")
     needs = ("images",)
-    archive = "CUB_200_2011.tgz"
+    archive = Published(
+        "CUB_200_2011.tgz",
+        ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),
+        "97eceeb196236b17998738112f37df78",
+    )
     put = "images/ with its 200 folders, and images.txt and bounding_boxes.txt for dataset.crop=true,"
     counts = (100, 50, 50)
 

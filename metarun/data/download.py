@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -37,6 +37,16 @@ NO_SUCH_BYTES = 416
 """the HTTP status of a question for bytes after the last"""
 SUMS = {32: "md5", 64: "sha256"}
 """kinds of checksum by their number of hex digits"""
+
+
+class Published(NamedTuple):
+    """A file as it is published."""
+
+    name: str
+    urls: tuple[str, ...]
+    """mirrors of it, the first that is asked first"""
+    checksum: str | None = None
+    """md5 or sha256 in hex digits; None where nobody tells"""
 
 
 class Gone(Exception):
@@ -69,6 +79,7 @@ def fetch(
     by_hand = f"put the file into {into} by hand, as {name}"
     if checksum:
         by_hand += f" ({SUMS[len(checksum)]} {checksum})"
+    by_hand += ", or set METARUN_DATA or data_root=... to a folder that has it"
     try:
         if path.exists():
             return _checked(path, checksum)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Shuffled
+from metarun.data.download import Published
 from metarun.data.images import Classes, folders
 from metarun.types import register
 
@@ -20,7 +21,11 @@ from metarun.types import register
 class Dtd(Shuffled):
     places = ("dtd", "dtd/dtd")
     needs = ("images",)
-    archive = "dtd-r1.0.1.tar.gz"
+    archive = Published(
+        "dtd-r1.0.1.tar.gz",
+        ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
+        "fff73e5086ae6bdbea199a49dfb8a4c1",
+    )
     put = "images/ with its 47 folders"
     counts = (33, 7, 7)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.data.benchmark import Shuffled, file_name
+from metarun.data.download import Published
 from metarun.data.images import Classes, folders
 from metarun.data.pixels import Ref
 from metarun.data.tables import Row, number, read_csv
@@ -27,7 +28,14 @@ CORNERS = ("Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2")
 @dataclass(frozen=True)
 class Gtsrb(Shuffled):
     places = ("GTSRB/Final_Training/Images", "GTSRB/Training", "gtsrb/GTSRB/Training")
-    archive = "GTSRB_Final_Training_Images.zip"
+    archive = Published(
+        "GTSRB_Final_Training_Images.zip",
+        (
+            "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/GTSRB_Final_Training_Images.zip",
+            "https://benchmark.ini.rub.de/Dataset/GTSRB_Final_Training_Images.zip",
+        ),
+        "f33fd80ac59bff73c82d25ab499e03a3",
+    )
     put = "its folders 00000 to 00042, each with its images and GT-000NN.csv,"
     counts = (27, 8, 8)
 

@@ -9,7 +9,7 @@
     PATH     the folder of a sentence-transformers model, below `data_root` or absolute: its embeddings, not trained
              further. Needs the extra `sentences`.
 
-Nothing is downloaded. A split takes 4 bytes of memory for each number of each of its sentences.
+A split takes 4 bytes of memory for each number of each of its sentences.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from metarun.data.bank import ClassBank
 from metarun.data.cache import cached
+from metarun.data.download import Published, fetch
 from metarun.data.imagefolder import read_lists
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, Split, by_chance, check_ratios, listed, published
@@ -51,6 +52,23 @@ WORD = re.compile(r"\w+|[^\w\s]+")
 READERS = {".csv": read_csv, ".jsonl": read_jsonl}
 CLINC150, BANKING77 = 22_500, 13_083
 """sentences of the published files, CLINC150's out-of-scope ones not counted"""
+MIRRORS = ("https://raw.githubusercontent.com/{}/master/{}", "https://cdn.jsdelivr.net/gh/{}@master/{}")
+CLINC150_FILE = Published(
+    "data_full.json",
+    tuple(mirror.format("clinc/oos-eval", "data/data_full.json") for mirror in MIRRORS),
+    "36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",
+)
+BANKING77_FILES = tuple(
+    Published(
+        name,
+        tuple(mirror.format("PolyAI-LDN/task-specific-datasets", f"banking_data/{name}") for mirror in MIRRORS),
+        checksum,
+    )
+    for name, checksum in (
+        ("train.csv", "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b"),
+        ("test.csv", "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d"),
+    )
+)
 
 
 class Row(NamedTuple):
@@ -155,8 +173,9 @@ class Clinc150(Sentences):
     with 150 sentences each, whatever part of the file they are in. Those out of scope are of no class."""
 
     def load(self, split: str, place: Place) -> ClassBank:
-        path = place.root / "text" / "clinc150" / "data_full.json"
-        there("CLINC150", [path], "https://github.com/clinc/oos-eval (data/data_full.json)")
+        path = place.root / "text" / "clinc150" / CLINC150_FILE.name
+        if not exists(path):
+            fetch(*CLINC150_FILE, path.parent, place)
         classes = by_label(whole(path, list(self._rows(path)), CLINC150))
         return self.bank(classes, covering(published("clinc150"), classes, "CLINC150's split"), split, place)
 
@@ -182,8 +201,10 @@ class Banking77(Sentences):
 
     def load(self, split: str, place: Place) -> ClassBank:
         folder = place.root / "text" / "banking77"
-        paths = [folder / "train.csv", folder / "test.csv"]
-        there("BANKING77", paths, "https://github.com/PolyAI-LDN/task-specific-datasets (banking_data)")
+        paths = [folder / file.name for file in BANKING77_FILES]
+        for path, file in zip(paths, BANKING77_FILES):
+            if not exists(path):
+                fetch(*file, folder, place)
         rows = [row for path in paths for row in table_rows(path, "text", "category")]
         classes = by_label(whole(folder, rows, BANKING77))
         return self.bank(classes, covering(published("banking77"), classes, "BANKING77's split"), split, place)
@@ -253,17 +274,9 @@ def covering(split: Split, classes: Classes, name: str) -> Split:
     return split
 
 
-def there(name: str, paths: Sequence[Path], home: str) -> None:
-    """Raises `InputError`, saying where published files are to be had, unless they are there."""
-    for path in paths:
-        with reading(path):
-            found = path.is_file()
-        if not found:
-            raise InputError(
-                f"{name}: {path} is not there. Take it from {home} and put it there, or set METARUN_DATA or "
-                f"data_root=... to the folder that holds {'/'.join(path.parent.parts[-2:])}; metarun does not fetch "
-                "it. dataset=glyphs needs no files"
-            )
+def exists(path: Path) -> bool:
+    with reading(path):
+        return path.is_file()
 
 
 def whole(path: Path, rows: list[Row], wanted: int) -> list[Row]:

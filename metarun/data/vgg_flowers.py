@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data.benchmark import Shuffled
+from metarun.data.download import Published
 from metarun.data.images import Classes
 from metarun.data.pixels import Ref
 from metarun.data.reading import reading
 from metarun.types import InputError, register
 
+HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 HEADER = 128
 """bytes before the first element"""
 LARGEST = 2**20
@@ -36,6 +38,8 @@ MATRIX, COMPRESSED = 14, 15
 class VggFlowers(Shuffled):
     places = ("vgg_flowers", "VGGFlower", "flowers-102")
     needs = ("jpg", "imagelabels.mat")
+    archive = Published("102flowers.tgz", (f"{HOME}/102flowers.tgz",), "52808999861908f626f3c1f4e79d11fa")
+    beside = (Published("imagelabels.mat", (f"{HOME}/imagelabels.mat",), "e0620be6f572b9609742df49c70aed4d"),)
     put = "jpg/ with image_00001.jpg and so on, and imagelabels.mat"
     counts = (71, 15, 16)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import struct
 import tarfile
 from collections.abc import Sequence
@@ -18,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from metarun.data import vgg_flowers
+from metarun.data import benchmark, vgg_flowers
 from metarun.data.aircraft import Aircraft
 from metarun.data.bank import ClassBank
 from metarun.data.benchmark import Benchmark, below, boxes, lines
 from metarun.data.cub import Cub
+from metarun.data.download import Published
 from metarun.data.dtd import Dtd
 from metarun.data.gtsrb import Gtsrb
 from metarun.data.images import Classes
@@ -151,7 +154,7 @@ def is_blue(bank: ClassBank) -> bool:
 
 
 def load(dataset: Benchmark, root: Path, split: str = "train") -> ClassBank:
-    return dataset.load(split, Place(root))
+    return dataset.load(split, Place(root, offline=True))
 
 
 # What they share
@@ -210,18 +213,59 @@ def test_a_whole_copy_is_split_as_published(dataset: Any, counts: tuple[int, int
     assert tuple(len(dataset.classes(Path("x"), split)) for split in SPLITS) == counts
 
 
-def test_the_archive_will_do_in_the_folders_place(tmp_path: Path) -> None:
+def packed_dtd(tmp_path: Path) -> Path:
     write_dtd(tmp_path / "whole")
     with tarfile.open(tmp_path / "dtd-r1.0.1.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "whole/dtd", "dtd")
+    return tmp_path / "dtd-r1.0.1.tar.gz"
+
+
+def test_the_archive_will_do_in_the_folders_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed_dtd(tmp_path)
+    with pytest.raises(InputError, match=r"is not the published file: its md5 is \w{32}, not fff73e5086ae6bd"):
+        load(Dtd(), tmp_path)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(Dtd, "archive", Published(path.name, ("http://nowhere",), md5))
     for split in SPLITS:
         one, other = load(Dtd(), tmp_path, split), load(Dtd(), tmp_path / "whole", split)
         assert one.names == other.names
         assert torch.equal(one.items, other.items)
     assert (tmp_path / "dtd-r1-unpacked/dtd/images").is_dir()
-    (tmp_path / "dtd-r1.0.1.tar.gz").unlink()
-    with pytest.raises(InputError, match=r"dtd is not there\. Put .* there, or dtd-r1\.0\.1\.tar\.gz into "):
-        load(Dtd(), tmp_path)
+    path.unlink()
+    assert len(load(Dtd(), tmp_path)), "what is unpacked needs its archive no more"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "inside"),
+    [(Dtd(), write_dtd, "."), (VggFlowers(), write_flowers, "vgg_flowers")],
+    ids=["a folder in an archive", "files beside a list"],
+)
+def test_what_is_not_there_is_downloaded_unless_that_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Benchmark, write: Any, inside: str
+) -> None:
+    assert dataset.archive
+    published, root, asked = tmp_path / "published", tmp_path / "data", []
+    write(published)
+    with tarfile.open(published / inside / dataset.archive.name, "w:gz") as archive:
+        for name in ("dtd", "jpg"):
+            if (published / inside / name).is_dir():
+                archive.add(published / inside / name, name)
+
+    def fetch(name: str, urls: tuple[str, ...], checksum: str, into: Path, place: Place) -> Path:
+        if not (into / name).exists():
+            asked.append((name, urls, checksum))
+            into.mkdir(exist_ok=True)
+            shutil.copy(published / inside / name, into / name)
+        return into / name
+
+    monkeypatch.setattr(benchmark, "fetch", fetch)
+    with pytest.raises(InputError, match=r"is not there\. Put .* there, or .*gz into .*\(from https://www\.robots"):
+        dataset.load("train", Place(root, offline=True))
+    assert not asked
+    for split in SPLITS:
+        one, other = dataset.load(split, Place(root)), load(dataset, published, split)
+        assert one.names == other.names and torch.equal(one.items, other.items)
+    assert asked == [dataset.archive, *dataset.beside]
 
 
 def test_size_and_fit(tmp_path: Path) -> None:

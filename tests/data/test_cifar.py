@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import warnings
 import zipfile
@@ -18,7 +19,7 @@ from PIL import Image
 
 from metarun.data import cifar
 from metarun.data.bank import ClassBank
-from metarun.data.cifar import FC100, ROW, CifarFS
+from metarun.data.cifar import ARCHIVE, FC100, ROW, CifarFS
 from metarun.data.splits import published
 from metarun.types import SPLITS, InputError, Place
 
@@ -74,7 +75,7 @@ def binary() -> dict[str, bytes]:
 
 
 def write_binary(folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, data in binary().items():
         (folder / name).write_bytes(data)
 
@@ -158,9 +159,26 @@ def test_a_new_copy_is_read_anew(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no CIFAR-100 in .*: put cifar-fs there, .* or cifar-100-binary\.tar\.gz"):
-        CifarFS().load("train", Place(tmp_path))
+        CifarFS().load("train", Place(tmp_path, offline=True))
     with pytest.raises(InputError, match="no CIFAR-100 in"):
-        CifarFS().load("train", Place(tmp_path / "nowhere"))
+        CifarFS().load("train", Place(tmp_path / "nowhere", offline=True))
+
+
+def test_what_is_missing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_binary(tmp_path / "published" / BINARY)
+    with tarfile.open(tmp_path / ARCHIVE.name, "w:gz") as archive:
+        archive.add(tmp_path / "published" / BINARY, BINARY)
+    root, asked = tmp_path / "data", []
+
+    def fetch(name: str, urls: tuple[str, ...], checksum: str, into: Path, place: Place) -> Path:
+        asked.append((name, urls, checksum))
+        into.mkdir()
+        return Path(shutil.copy(tmp_path / name, into / name))
+
+    monkeypatch.setattr(cifar, "fetch", fetch)
+    banks = [FC100().load("val", Place(folder)) for folder in (root, root, tmp_path / "published")]
+    assert torch.equal(banks[0].items, banks[2].items) and torch.equal(banks[1].items, banks[2].items)
+    assert asked == [ARCHIVE]
 
 
 def test_a_class_that_is_missing_is_told(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -302,13 +304,38 @@ def test_files_that_are_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "home"), [(Clinc150(), "github.com/clinc"), (Banking77(), "PolyAI-LDN")], ids=["clinc150", "banking77"]
+    ("dataset", "home"), [(Clinc150(), "clinc/oos-eval"), (Banking77(), "PolyAI-LDN")], ids=["clinc150", "banking77"]
 )
 def test_published_files_that_are_not_there(tmp_path: Path, dataset: Sentences, home: str) -> None:
-    said = refusal(lambda: dataset.load("train", Place(tmp_path)))
+    said = refusal(lambda: dataset.load("train", Place(tmp_path, offline=True)))
     assert home in said
     assert "METARUN_DATA" in said
     assert str(tmp_path) in said
+
+
+def test_published_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clinc(tmp_path / "published")
+    write_banking(tmp_path / "published")
+    root, asked = tmp_path / "data", []
+
+    def fetch(name: str, urls: tuple[str, ...], checksum: str, into: Path, place: Place) -> Path:
+        asked.append(name)
+        into.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tmp_path / "published" / into.relative_to(root) / name, into / name))
+
+    monkeypatch.setattr(text, "fetch", fetch)
+    for dataset in (Clinc150(), Banking77()):
+        for split in SPLITS:
+            assert equal(dataset.load(split, Place(root)), dataset.load(split, Place(tmp_path / "published")))
+    assert asked == ["data_full.json", "train.csv", "test.csv"]
+
+
+@pytest.mark.data
+def test_the_files_at_hand_are_those_that_would_be_downloaded() -> None:
+    folder = Path(os.environ["METARUN_DATA"]) / "text"
+    for below, files in (("clinc150", (text.CLINC150_FILE,)), ("banking77", text.BANKING77_FILES)):
+        for file in files:
+            assert hashlib.sha256((folder / below / file.name).read_bytes()).hexdigest() == file.checksum
 
 
 WRONG_JSON = [
