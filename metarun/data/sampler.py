@@ -62,7 +62,7 @@ class EpisodeSampler:
         size = int(self.bank.sizes[smallest])
         if need > size:
             raise InputError(
-                f"class '{self.bank.names[smallest]}' of '{self.split}' has {size} images, "
+                f"class '{self.bank.names[smallest]}' of '{self.split}' has {size} examples, "
                 f"{where}.shot + {where}.query = {self.shot} + {self.query} = {need}: "
                 f"lower {where}.shot or {where}.query"
             )
@@ -88,8 +88,8 @@ class EpisodeSampler:
             largest = int(groups[start:end].unique(return_counts=True)[1].max())
             if end - start < need + largest - 1:
                 raise InputError(
-                    f"class '{name}' of '{self.split}' has {end - start} images, up to {largest} of them in one group: "
-                    f"too few for {where}.shot + {where}.query = {need} of groups apart; lower {where}.shot or "
+                    f"class '{name}' of '{self.split}' has {end - start} examples, up to {largest} of them in one "
+                    f"group: too few for {where}.shot + {where}.query = {need} of groups apart; lower {where}.shot or "
                     f"{where}.query"
                 )
 

@@ -33,6 +33,16 @@ from metarun.types import SPLITS, Dataset, InputError, Place, register, setting
 
 LUMA = (19595, 38470, 7471)
 """the parts of red, green and blue in grey, of 65536"""
+SAME = (
+    {"cifar_fs", "fc100", "CIFAR100"},
+    {"mini_imagenet", "tiered_imagenet"},
+    {"omniglot", "Omniglot"},
+    {"dtd", "DTD"},
+    {"gtsrb", "GTSRB"},
+    {"vgg_flowers", "Flowers102"},
+    {"aircraft", "FGVCAircraft"},
+)
+"""datasets that hold the same images under several names, or some of the same"""
 SHAPING = {"image_size", "channels", "fit", "download"}
 SPLITTING = {"ratios", "split_seed", "lists", "split"}
 EXAMPLE = [
@@ -119,6 +129,12 @@ def _check_apart(one: Source, other: Source, node: Mapping[str, Any], other_node
         return data, {key: value for key, value in of.items() if key in SPLITTING}
 
     (data, split), (other_data, other_split) = parts(node), parts(other_node)
+    same = {node["name"], other_node["name"]}
+    if len(same) == 2 and any(same <= names for names in SAME) and len(one.use.keys() | other.use.keys()) > 1:
+        raise ValueError(
+            f"sources: {one.label} and {other.label} hold some of the same images, split in two ways, which mixes "
+            "them: leave one of them out, or use both for one split alone"
+        )
     if data != other_data:
         return
     if split != other_split:

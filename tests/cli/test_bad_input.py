@@ -113,7 +113,7 @@ MISFITS = {
     "train eval.way=241": "eval.way=241: split 'test' has 240 classes; lower eval.way",
     "train task.way=865 eval.way=5": "task.way=865: split 'train' has 864 classes; lower task.way",
     "train task.query=20 eval.query=1": "task.shot + task.query = 1 + 20 = 21: lower task.shot or task.query",
-    "train eval.query=50": "has 20 images, eval.shot + eval.query = 1 + 50 = 51: lower eval.shot or eval.query",
+    "train eval.query=50": "has 20 examples, eval.shot + eval.query = 1 + 50 = 51: lower eval.shot or eval.query",
     "train algo=maml eval.way=7": "eval.way=7: 'head.weight' is trained for 5 classes and fits no other; set eval.way",
     "train model.norm=group model.groups=7": "model: groups=7 does not divide filters=64",
     "train model.blocks=5 model.halving=pool": "model: blocks=5 halvings leave nothing of 28x28",

@@ -118,7 +118,7 @@ def test_support_and_queries_share_no_group(shot: int, query: int) -> None:
 
 
 def test_groups_too_large_to_part_are_refused() -> None:
-    with pytest.raises(InputError, match=r"class 'c0' of 'train' has 6 images, up to 2 of them in one group"):
+    with pytest.raises(InputError, match=r"class 'c0' of 'train' has 6 examples, up to 2 of them in one group"):
         bank(GROUPED, GROUPS).episodes(3, 2, 4, 0, "train")
     bank(GROUPED, GROUPS).episodes(3, 2, 3, 0, "train")
 

@@ -176,7 +176,7 @@ def test_too_many_ways_say_how_many_there_are() -> None:
 @pytest.mark.parametrize(("shot", "query"), [(1, 6), (6, 1), (7, 0)])
 def test_too_many_items_name_the_class_and_the_limit(shot: int, query: int) -> None:
     said = (
-        rf"class 'class0' of 'test' has 6 images, eval\.shot \+ eval\.query = {shot} \+ {query} = 7: lower eval\.shot"
+        rf"class 'class0' of 'test' has 6 examples, eval\.shot \+ eval\.query = {shot} \+ {query} = 7: lower eval\.shot"
     )
     with pytest.raises(InputError, match=said):
         make_sampler(shot=shot, query=query, split="test", asked_by="eval")

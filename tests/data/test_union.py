@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+import metarun.data.cifar
 import metarun.data.torchvision  # noqa: F401 (the example's datasets)
 from metarun.counter import MIX, mix, signed
 from metarun.data.bank import ClassBank, subset, with_turns
@@ -272,6 +273,7 @@ def test_more_ways_than_a_source_has_classes() -> None:
         ([{"name": "grey", "use": {"train": ["val", "all"]}}], "'all' is no split"),
         ([{"name": "grey", "use": {"train": ["val"], "test": ["val"]}}], "val is in it twice"),
         ([{"name": "grey"}, {"name": "grey", "use": ["val"]}], "grey and grey-2 both use val of the same data"),
+        ([{"name": "cifar_fs"}, {"name": "fc100", "use": ["test"]}], "cifar_fs and fc100 hold some of the same images"),
         (
             [{"name": "colour", "use": ["train"]}, {"name": "colour", "split_seed": 1, "use": ["val", "test"]}],
             "split the same data in two ways",
