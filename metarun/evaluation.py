@@ -131,7 +131,7 @@ def examined(subject: Subject) -> Outcomes:
         subject.episodes,
         plan.eval.episodes,
         plan.device.eval_batch,
-        measures=subject.bank.measures,
+        subject.bank.measures,
         seed=plan.seed,
         workers=plan.device.threads,
     )

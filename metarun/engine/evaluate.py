@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.counter import mix
 from metarun.engine.host import Pool
 from metarun.engine.step import per_task
-from metarun.measures import MEASURES, Measure
+from metarun.measures import Measure
 from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
 
 
@@ -45,14 +45,9 @@ class Outcomes(NamedTuple):
         return self.values[:, -1]
 
 
-def value(prediction: Tensor, y: Tensor) -> Tensor:
-    """() what one task's predictions are worth: the fraction right of class ids, else the mean squared error"""
-    return MEASURES["mse" if y.is_floating_point() else "accuracy"].of(prediction, y)
-
-
 def values_of(measures: Sequence[Measure], prediction: Tensor, y: Tensor) -> Tensor:
-    """(measures,) float64 of one task; `value` alone where none are named."""
-    return torch.stack([of(prediction, y).double() for of in [m.of for m in measures] or [value]])
+    """(measures,) float64 of one task"""
+    return torch.stack([measure.of(prediction, y).double() for measure in measures])
 
 
 def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int) -> Tensor:
@@ -63,17 +58,10 @@ def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, b
 
 
 def task_values(
-    algorithm: Algorithm,
-    net: Net,
-    meta: Meta,
-    episodes: Episodes,
-    tasks: int,
-    batch: int,
-    measure: Measure | None = None,
+    algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int, measure: Measure
 ) -> Tensor:
-    """(tasks,) the measure (None: `value`) of the method's predictions in each of the first `tasks` episodes."""
-    of = measure.of if measure else value
-    return over_tasks(lambda e: of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
+    """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes."""
+    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
 
 
 def outcomes(
@@ -83,15 +71,16 @@ def outcomes(
     episodes: Sampler,
     tasks: int,
     batch: int,
+    measures: Sequence[Measure],
     *,
-    measures: Sequence[Measure] = (),
     seed: int = 0,
     workers: int | None = None,
 ) -> Outcomes:
     """All there is to know of the first `tasks` episodes, `batch` at a time.
 
-    They are judged by `measures`, or by `value` where none are named. A method that answers outside torch does so in
-    `workers` processes (None: one for each core), and draws what is random in it from `seed` and the task's number.
+    They are judged by `measures`, and followed along the inner steps by the first of them. A method that answers
+    outside torch does so in `workers` processes (None: one for each core), and draws what is random in it from `seed`
+    and the task's number.
     """
     pool = Pool(workers)
     parts: list[Outcomes] = []

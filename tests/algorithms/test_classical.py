@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metarun.engine.evaluate import Pool, outcomes, queries_see_one_another
 from metarun.engine.host import answer
+from metarun.measures import MEASURES
 from metarun.types import Episode, EpisodeBatch, InputError, TaskShape
 
 sklearn = pytest.importorskip("sklearn", reason="the extra 'classical' is not installed")
@@ -30,6 +31,7 @@ from sklearn.tree import DecisionTreeClassifier  # noqa: E402
 
 from metarun.algorithms.classical import CLASSIFIERS, Classical  # noqa: E402
 
+ACCURACY = MEASURES["accuracy"]
 OWN: dict[str, Any] = {
     "nearest_centroid": lambda seed: NearestCentroid(),
     "logistic": lambda seed: LogisticRegression(max_iter=1000),
@@ -83,7 +85,7 @@ def seeds() -> list[int]:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_answers_are_scikit_learns_on_the_same_tasks(name: str, seeds: list[int]) -> None:
-    found = outcomes(Noted(name), make_net(), {}, Listed(), 6, 4, workers=1)
+    found = outcomes(Noted(name), make_net(), {}, Listed(), 6, 4, [ACCURACY], workers=1)
     right = []
     for i, task in enumerate(one_by_one(ALL)):
         labels = torch.from_numpy(by_sklearn(OWN[name], task, seeds[i]))
@@ -115,20 +117,20 @@ def test_where_tasks_are_fitted_makes_no_difference(monkeypatch: pytest.MonkeyPa
     from metarun.engine import evaluate
 
     algorithm, net = Classical("decision_tree"), make_net()
-    alone = outcomes(algorithm, net, {}, Listed(), 6, 50, workers=1, seed=3)
+    alone = outcomes(algorithm, net, {}, Listed(), 6, 50, [ACCURACY], workers=1, seed=3)
     monkeypatch.setattr(evaluate, "Pool", lambda workers: Pool(workers, patience=0))
-    apart = outcomes(algorithm, net, {}, Listed(), 6, 4, workers=2, seed=3)
+    apart = outcomes(algorithm, net, {}, Listed(), 6, 4, [ACCURACY], workers=2, seed=3)
     for a, b in zip(alone, apart, strict=True):
         assert torch.equal(a, b)  # type: ignore[arg-type]
-    other = outcomes(algorithm, net, {}, Listed(), 6, 50, workers=1, seed=4)
+    other = outcomes(algorithm, net, {}, Listed(), 6, 50, [ACCURACY], workers=1, seed=4)
     assert not torch.equal(alone.values, other.values)
 
 
 def test_random_numbers_are_each_tasks_and_each_seeds_own(seeds: list[int]) -> None:
     for batch in (50, 4):
-        outcomes(Noted("nearest_centroid"), make_net(), {}, Listed(), 6, batch, workers=1, seed=3)
+        outcomes(Noted("nearest_centroid"), make_net(), {}, Listed(), 6, batch, [ACCURACY], workers=1, seed=3)
     assert seeds[:6] == seeds[6:]
-    outcomes(Noted("nearest_centroid"), make_net(), {}, Listed(), 6, 50, workers=1, seed=4)
+    outcomes(Noted("nearest_centroid"), make_net(), {}, Listed(), 6, 50, [ACCURACY], workers=1, seed=4)
     assert len({*seeds}) == 12
     assert all(0 <= seed < 2**32 for seed in seeds)
 
@@ -222,7 +224,7 @@ def test_on_a_networks_features(statistics: str) -> None:
     meta = make_meta(algorithm, net)
     assert meta.keys() == net.init(torch.Generator(), head=False).keys()
     running = {n: w.double() for n, w in algorithm.fresh_running(net).items()}
-    found = outcomes(algorithm, net.at_test(running), meta, Listed(), 6, 4, workers=1)
+    found = outcomes(algorithm, net.at_test(running), meta, Listed(), 6, 4, [ACCURACY], workers=1)
     for i, task in enumerate(one_by_one(ALL)):
         both = torch.cat([task.support_x, task.query_x])
         features = net.at_test(running).features(meta, both, support=task.support_x).detach()

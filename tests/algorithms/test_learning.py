@@ -19,6 +19,7 @@ from metarun.engine.evaluate import score, task_values
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.measures import MEASURES
 
 SIDE, SIGNAL, NOISE, EACH = 8, 6, 12, 12
 
@@ -82,7 +83,9 @@ def before_and_after(name: str, model: str, recipe: Recipe) -> tuple[float, floa
     state = TrainState(meta, make_optimizer(recipe.optimizer, meta.values(), recipe.lr, {}))
 
     def accuracy() -> float:
-        return score(task_values(algorithm, test_net, algorithm.at_test(meta), test, 100, 20)).mean
+        return score(
+            task_values(algorithm, test_net, algorithm.at_test(meta), test, 100, 20, MEASURES["accuracy"])
+        ).mean
 
     before = accuracy()
     while state.step < recipe.steps:

@@ -41,10 +41,11 @@ from metarun.algorithms.r2d2 import ridge
 from metarun.algorithms.svm import crammer_singer
 from metarun.config import known
 from metarun.data.sinusoid import Sinusoid
-from metarun.engine.evaluate import over_tasks, value
+from metarun.engine.evaluate import task_values
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.measures import MEASURES
 from metarun.types import Episode, EpisodeBatch, Meta, TaskShape
 
 CLASSES = TaskShape("classification", WAY, SHOT, QUERY)
@@ -465,7 +466,7 @@ def test_r2d2_learns_to_fit_curves() -> None:
     meta = {n: w.requires_grad_() for n, w in algorithm.init(net, torch.Generator().manual_seed(0)).items()}
 
     def error() -> float:
-        return float(over_tasks(lambda e: value(algorithm.predict(net, meta, e), e.query_y), test, 200, 100).mean())
+        return float(task_values(algorithm, net, meta, test, 200, 100, MEASURES["mse"]).mean())
 
     before = error()
     state = TrainState(meta, make_optimizer("Adam", meta.values(), 3e-3, {}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.data.sinusoid import Sinusoid
-from metarun.engine.evaluate import over_tasks, value
+from metarun.engine.evaluate import over_tasks
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
@@ -30,7 +30,10 @@ def test_maml_fits_curves_better_with_every_step() -> None:
     while state.step < 1200:
         train_step(algorithm, NET, state, train(state.step * 25, 25))
     errors = over_tasks(
-        lambda e: torch.stack([value(p, e.query_y) for p in algorithm.trajectory(NET, meta, e)]), test, 400, 200
+        lambda e: torch.stack([MEASURES["mse"].of(p, e.query_y) for p in algorithm.trajectory(NET, meta, e)]),
+        test,
+        400,
+        200,
     ).mean(0)
     assert errors[0] > 2.5  # one network cannot be all curves
     assert errors[1] < 1.5

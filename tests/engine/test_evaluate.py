@@ -30,6 +30,7 @@ from metarun.measures import MEASURES, Measure, ndcg
 from metarun.types import Episode, EpisodeBatch
 
 ALL = make_episodes(tasks=20, query=3)
+ACCURACY = MEASURES["accuracy"]
 
 
 def episodes(first: int, count: int) -> EpisodeBatch:
@@ -47,7 +48,7 @@ def test_the_batch_size_changes_nothing(name: str, statistics: str) -> None:
         for task in one_by_one(episodes(0, 10))
     ]
     for batch in (1, 3, 10, 50):
-        found = task_values(algorithm, tested, meta, episodes, 10, batch)
+        found = task_values(algorithm, tested, meta, episodes, 10, batch, ACCURACY)
         torch.testing.assert_close(found.double(), torch.stack(by_hand), atol=1e-6, rtol=0)
     assert len(set(map(float, by_hand))) > 1
 
@@ -67,7 +68,7 @@ def test_accuracy_is_the_fraction_of_queries_right_in_each_task(wrong: int) -> N
     told = y.clone()
     told[1, :wrong] = (told[1, :wrong] + 1) % WAY
     batch = EpisodeBatch(y[..., None], y, told[..., None], y)
-    found = task_values(Oracle(), None, {}, lambda first, count: batch, 2, 2)  # type: ignore[arg-type]
+    found = task_values(Oracle(), None, {}, lambda first, count: batch, 2, 2, ACCURACY)  # type: ignore[arg-type]
     torch.testing.assert_close(found, torch.tensor([1.0, 1 - wrong / 3], dtype=torch.float64))
 
 
@@ -201,9 +202,9 @@ def test_outcomes_are_each_tasks_own(name: str) -> None:
     right = [[(p.argmax(1) == y).double().mean() for p in steps] for steps, y in zip(each, ALL.query_y)]
     names = Listed.names[:7]
     for batch in (1, 3, 50):
-        found = outcomes(algorithm, net, meta, Listed(), 7, batch)
+        found = outcomes(algorithm, net, meta, Listed(), 7, batch, [ACCURACY])
         assert torch.equal(found.values, torch.tensor(right, dtype=torch.float64))
-        assert torch.equal(found.final, task_values(algorithm, net, meta, episodes, 7, batch))
+        assert torch.equal(found.final, task_values(algorithm, net, meta, episodes, 7, batch, ACCURACY))
         assert found.true is not None and found.predicted is not None
         assert torch.equal(found.true, names.gather(1, ALL.query_y[:7]))
         assert torch.equal(found.predicted, names.gather(1, torch.stack(ends).argmax(2)))
@@ -211,7 +212,7 @@ def test_outcomes_are_each_tasks_own(name: str) -> None:
 
 def test_the_curve_moves() -> None:
     algorithm, net = make_algorithm("maml", eval_steps=3, inner_lr=2.0), make_net()
-    values = outcomes(algorithm, net, make_meta(algorithm, net), Listed(), 20, 50).values
+    values = outcomes(algorithm, net, make_meta(algorithm, net), Listed(), 20, 50, [ACCURACY]).values
     assert values.shape == (20, 4)
     assert len({tuple(column) for column in values.T.tolist()}) == 4
 
@@ -219,7 +220,7 @@ def test_the_curve_moves() -> None:
 def test_outcomes_of_regression_are_errors_and_no_classes() -> None:
     algorithm, net = make_algorithm("maml"), make_net()
     meta = make_meta(algorithm, net)
-    found = outcomes(algorithm, net, meta, OfNumbers(), 5, 2)
+    found = outcomes(algorithm, net, meta, OfNumbers(), 5, 2, [MEASURES["mse"]])
     assert found.true is None and found.predicted is None
     assert found.values.shape == (5, 3)
     last = [
@@ -237,7 +238,7 @@ def test_the_first_measure_is_followed_and_all_are_taken_at_the_end(batch: int) 
     algorithm, net = make_algorithm("maml"), make_net()
     meta = make_meta(algorithm, net)
     measures = [MEASURES[name] for name in ("rmse", "mae", "ndcg")]
-    found = outcomes(algorithm, net, meta, OfNumbers(), 5, batch, measures=measures)
+    found = outcomes(algorithm, net, meta, OfNumbers(), 5, batch, measures)
     for i, task in enumerate(one_by_one(OfNumbers()(0, 5))):
         steps = [p.detach() for p in algorithm.trajectory(net, meta, task)]
         rmse = torch.stack([measures[0].of(p, task.query_y) for p in steps])
