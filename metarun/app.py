@@ -348,7 +348,12 @@ def _row(group: str, names: list[str], width: int) -> str:
     return fill(text, WIDTH, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4))
 
 
+BASES = ("train",)
+"""commands whose config others build on"""
+
+
 def _groups(conf: Path, command: str) -> list[str]:
     """The config groups that a command lets choose from."""
-    defaults = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
-    return [key for entry in defaults if isinstance(entry, dict) for key in entry if " " not in key]
+    defaults = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    own = [key for entry in defaults if isinstance(entry, dict) for key in entry if " " not in key]
+    return own + [key for base in defaults if base in BASES for key in _groups(conf, base)]

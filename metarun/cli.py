@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
     "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
     "data": "what is in a dataset, and making it ready: data info|prepare NAME",
+    "profile": "where the time of a training step goes, by phase and operator",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")

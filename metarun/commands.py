@@ -64,7 +64,7 @@ def _fail(code: int, message: str) -> int:
 
 
 def _execute(command: str, cfg: DictConfig) -> int:
-    from metarun import config, evaluation, inspection, run, runs
+    from metarun import config, evaluation, inspection, profiling, run, runs
 
     tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
@@ -73,6 +73,11 @@ def _execute(command: str, cfg: DictConfig) -> int:
     if command == "eval":
         return evaluation.evaluate(config.settled_request(tree), _asked_folder())
     resume = tree.pop("resume", None)
+    if command == "profile":
+        wanted = tree.pop("profile")
+        if resume is not None:
+            raise InputError(f"resume={resume}: goes on with a run, which is metarun train's to do")
+        return profiling.profile(config.settled(tree), wanted, _asked_folder())
     if resume == "":
         raise InputError("resume= needs the path of a run, or latest")
     tree = config.settled(tree)

@@ -57,6 +57,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class ProfileSettings:
+    """`steps` are looked at after `warmup` that are not; `operators`: lines of their table."""
+
+    steps: int = setting(10, least=1)
+    warmup: int = setting(2, least=1)
+    operators: int = setting(12, least=1)
+
+
+@dataclass(frozen=True)
 class AugmentSettings:
     """What is done to training images, each drawn anew for every image of every episode; nothing in evaluation.
 

@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.func import grad
+from torch.profiler import record_function
 
 from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss
 
 OWN = "algo."
 """What the names of a method's own meta-parameters start with; the network's weights have the other names."""
+
+
+STEP = "inner step"
+"""the phase of a task's losses that takes one, as a profile has it"""
 
 
 def objective(prediction: Tensor, y: Tensor) -> Tensor:
@@ -58,9 +63,10 @@ def descend(loss: Callable[[Meta], Tensor], weights: Meta, lr: float | Tensor | 
     """
     yield weights
     for _ in range(steps):
-        slope = grad(loss)(weights)
-        rate = lr if isinstance(lr, dict) else dict.fromkeys(weights, lr)
-        weights = {name: w - rate[name] * slope[name] for name, w in weights.items()}
+        with record_function(STEP):
+            slope = grad(loss)(weights)
+            rate = lr if isinstance(lr, dict) else dict.fromkeys(weights, lr)
+            weights = {name: w - rate[name] * slope[name] for name, w in weights.items()}
         yield weights
 
 

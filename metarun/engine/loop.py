@@ -8,6 +8,8 @@ from time import monotonic
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.profiler import record_function
 
 from metarun.counter import mix
 from metarun.engine.evaluate import Score
@@ -18,6 +20,8 @@ from metarun.settings import TrainSettings
 from metarun.types import Algorithm, Episodes, Net, TrainingError
 
 Row = dict[str, Any]
+EPISODES = "episodes"
+"""the phase of a step in which they are drawn, as a profile has it"""
 
 
 def fit(
@@ -48,15 +52,11 @@ def fit(
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
-    batch, penalty = settings.meta_batch, (settings.l1, settings.l2)
-    ticket = int(mix(torch.tensor(seed)))  # where the run's random numbers start
+    ticket = tickets(seed)
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
-        first = state.step * batch
-        now = algorithm.at_step(state.step, settings.iterations)
         net = net if net_at is None else net_at(state.step)
-        metrics = train_step(now, net, state, episodes(first, batch), chunk, settings.clip, penalty, ticket + first)
-        state.add(metrics)
+        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk))
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
 
@@ -85,6 +85,28 @@ def fit(
         if stopping and not ended:
             return False
     return True
+
+
+def tickets(seed: int) -> int:
+    """Where a run's random numbers start."""
+    return int(mix(torch.tensor(seed)))
+
+
+def meta_update(
+    algorithm: Algorithm,
+    net: Net,
+    state: TrainState,
+    episodes: Episodes,
+    settings: TrainSettings,
+    ticket: int,
+    chunk: int | None,
+) -> dict[str, Tensor]:
+    """The next step of a run, episodes and all; its mean metrics, still on the device. `ticket`: the run's first."""
+    first = state.step * settings.meta_batch
+    with record_function(EPISODES):
+        drawn = episodes(first, settings.meta_batch)
+    now = algorithm.at_step(state.step, settings.iterations)
+    return train_step(now, net, state, drawn, chunk, settings.clip, (settings.l1, settings.l2), ticket + first)
 
 
 def _finite(state: TrainState) -> dict[str, float]:

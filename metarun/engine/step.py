@@ -11,11 +11,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.profiler import record_function
 
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
 Out = TypeVar("Out")
+LOSSES, GRADIENT, UPDATE = "task losses", "meta-gradient", "outer update"
+"""the phases of a step, as a profile has them"""
 MOMENTUM = 0.1  # weight of the newest statistics in a moving average, as in torch.nn.BatchNorm2d
 
 
@@ -68,8 +71,10 @@ def meta_gradient(
             return out._replace(moments=training.moments(meta, torch.cat([episode.support_x, episode.query_x])))
 
     for part in in_chunks(Ticketed(episodes, tickets), chunk):
-        out = vmap(one)(part)
-        (out.loss.sum() / tasks).backward()
+        with record_function(LOSSES):
+            out = vmap(one)(part)
+        with record_function(GRADIENT):
+            (out.loss.sum() / tasks).backward()
         for totals, parts in ((metrics, out.metrics), (moments, out.moments)):
             for name, values in parts.items():
                 share = values.detach().sum(0) / tasks
@@ -106,12 +111,12 @@ def train_step(
     metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
     if any(penalty):
         add_penalty(state.meta, *penalty)
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(list(state.meta.values()), clip)
-    state.optimizer.step()
-    if state.scheduler is not None:
-        state.scheduler.step()
-    with torch.no_grad():
+    with record_function(UPDATE), torch.no_grad():
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(state.meta.values()), clip)
+        state.optimizer.step()
+        if state.scheduler is not None:
+            state.scheduler.step()
         for name, value in moments.items():
             state.running[name].lerp_(value, MOMENTUM)
     state.step += 1
