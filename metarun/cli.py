@@ -30,7 +30,7 @@ WIDTH = 80
 
 
 def usage() -> str:
-    lines = [f"  {name:<7}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: metarun COMMAND [SETTING=VALUE ...]",

@@ -33,7 +33,7 @@ def test_a_step_is_taken_apart(metarun: Metarun, tmp_path: Path) -> None:
     lines = said.out.splitlines()
     assert lines[0] == "glyphs-maml-5w1s on cpu, 1 thread, 10 steps"
     assert len([line for line in lines if line.endswith(" %")]) == 5 + 5
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines[:-1])) <= 80, "the last one has the folder, as long as it is"
 
 
 def test_what_has_no_step_is_refused(metarun: Metarun, tmp_path: Path) -> None:
