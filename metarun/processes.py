@@ -24,8 +24,8 @@ R = TypeVar("R")
 def spread(
     work: Callable[[T], R], items: Sequence[T], workers: int | None = None, patience: float = PATIENCE
 ) -> Iterator[R]:
-    """`work` of each item, in order: of the first in this process and, once they have taken `patience` seconds, of the
-    others in `workers` processes (None: one for each core), with one thread each. Work and items must pickle then.
+    """`work` of each item, in order: in this process and, once that has taken `patience` seconds, beside it in others,
+    `workers` in all (None: one for each core), with one thread each. Work and items must pickle then.
 
     Raises `concurrent.futures.BrokenExecutor` where such a process is ended from outside.
     """
@@ -34,18 +34,37 @@ def spread(
         yield work(items[here])
         here += 1
     if here < len(items):
-        from loky import get_reusable_executor
+        from loky import cpu_count  # knows of affinity and containers' limits
 
-        executor = get_reusable_executor(
-            workers, env=dict.fromkeys(THREADS, "1"), initializer=_end_with, initargs=(os.getpid(),)
-        )
-        # The processes start with Ctrl-C blocked, for it is this one that ends them.
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            results = executor.map(work, items[here:])
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-        yield from results
+        others, rest = (workers or cpu_count()) - 1, items[here:]
+        yield from _beside(work, rest, others) if others else map(work, rest)
+
+
+def _beside(work: Callable[[T], R], items: Sequence[T], others: int) -> Iterator[R]:
+    """`work` of each item, in order. Rather than wait, this process takes the next that no other has begun."""
+    from loky import get_reusable_executor
+
+    executor = get_reusable_executor(
+        others, env=dict.fromkeys(THREADS, "1"), initializer=_end_with, initargs=(os.getpid(),)
+    )
+    # The processes start with Ctrl-C blocked, for it is this one that ends them.
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        theirs = [executor.submit(work, item) for item in items]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    mine: dict[int, R] = {}
+    ahead = 0
+    try:
+        for i, future in enumerate(theirs):
+            while not future.done() and ahead < len(items):
+                if theirs[ahead].cancel():  # it is not begun, and now done is all it will ever be
+                    mine[ahead] = work(items[ahead])
+                ahead += 1
+            yield mine.pop(i) if i in mine else future.result()
+    finally:
+        for future in theirs:
+            future.cancel()
 
 
 def _end_with(parent: int) -> None:
