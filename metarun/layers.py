@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.func import debug_unwrap
 
+from metarun.batchnorm import batch_norm, moments
 from metarun.types import Meta
 
 EPS = 1e-5
@@ -62,8 +63,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        return var, mean
+        mean, var = moments(x.reshape(1, *x.shape[:2], -1))
+        return var.flatten(), mean.flatten()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -104,23 +105,35 @@ class Norm:
             return {}
         return {f"{name}.weight": torch.ones(channels), f"{name}.bias": torch.zeros(channels)}
 
-    def __call__(self, meta: Meta, name: str, x: Tensor, eps: float = EPS) -> Tensor:
-        """x: (n, channels) or (n, channels, h, w), normalised, scaled and shifted"""
+    def __call__(self, meta: Meta, name: str, x: Tensor, slope: float | None = None, eps: float = EPS) -> Tensor:
+        """x: (n, channels) or (n, channels, h, w), normalised, scaled and shifted; and then through a ReLU whose slope
+        below zero is `slope`, where that is given: together the two pass over memory less often."""
+        if self.kind == "batch" and self.running is None and not self.support:
+            y, mean, var = batch_norm(x, meta[f"{name}.weight"], meta[f"{name}.bias"], eps, slope)
+            self._collect(name, mean, var)
+            return y
+        y = self._apart(meta, name, x, eps)
+        return y if slope is None else F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
+
+    def _apart(self, meta: Meta, name: str, x: Tensor, eps: float) -> Tensor:
         if self.kind == "none":
             return x
         weight, bias = meta[f"{name}.weight"], meta[f"{name}.bias"]
         if self.kind != "batch":
             return F.group_norm(x, self.groups if self.kind == "group" else 1, weight, bias, eps)
-        per_channel = (-1, *(1,) * (x.dim() - 2))
         if self.running is not None:
             mean, var = self.running[f"{name}.mean"], self.running[f"{name}.var"]
         else:
-            var, mean = _Moments.apply(x[: self.support] if self.support else x)
-            if self.collected is not None:
-                self.collected.update({f"{name}.mean": mean, f"{name}.var": var})
+            var, mean = _Moments.apply(x[: self.support])
+            self._collect(name, mean, var)
+        per_channel = (-1, *(1,) * (x.dim() - 2))
         # As one multiply-add: each further pass over x brings more of them in both gradients.
         scale = weight * torch.rsqrt(var + eps)
         return torch.addcmul((bias - mean * scale).view(per_channel), x, scale.view(per_channel))
+
+    def _collect(self, name: str, mean: Tensor, var: Tensor) -> None:
+        if self.collected is not None:
+            self.collected.update({f"{name}.mean": mean, f"{name}.var": var})
 
 
 def conv_init(name: str, w: Tensor, norm: Norm) -> Meta:

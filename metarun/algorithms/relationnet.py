@@ -108,7 +108,7 @@ def relate(meta: Meta, norm: Norm, classes: Tensor, items: Tensor) -> Tensor:
 
 def finish(meta: Meta, norm: Norm, block: str, x: Tensor) -> Tensor:
     """What follows a block's convolution."""
-    x = F.relu(norm(meta, f"{block}.norm", x))
+    x = norm(meta, f"{block}.norm", x, 0.0)
     return F.max_pool2d(x, 2) if min(x.shape[-2:]) > 1 else x
 
 

@@ -50,7 +50,7 @@ class TaskBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights: Meta = {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.bias}
-        return self.scope.meet(self.name)(weights, self.name, x, self.eps)
+        return self.scope.meet(self.name)(weights, self.name, x, eps=self.eps)
 
 
 class TaskLayerNorm(nn.Module):

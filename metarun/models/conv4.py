@@ -63,10 +63,12 @@ class Conv4(ImageNetwork):
         for i in range(self.blocks):
             halves = i < self._halvings
             stride = 2 if halves and self.halving == "stride" else 1
-            y = norm(meta, f"norm{i}", conv(meta, f"conv{i}", x, stride))
+            pools = halves and self.halving == "pool"
+            at_once = not (self.residual or pools)
+            y = norm(meta, f"norm{i}", conv(meta, f"conv{i}", x, stride), 0.0 if at_once else None)
             if self.residual:
                 y = y + (conv(meta, f"skip{i}", x, stride) if f"skip{i}.weight" in meta else x[..., ::stride, ::stride])
-            if halves and self.halving == "pool":
+            if pools:
                 y = F.max_pool2d(y, 2)  # before the ReLU, which it commutes with, so that fewer numbers pass that
-            x = self._drop(F.relu(y))
+            x = self._drop(y if at_once else F.relu(y))
         return x

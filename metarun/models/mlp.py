@@ -49,9 +49,10 @@ class MLP(Network):
     def trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
         x = x.flatten(1)
         for i in range(len(self.widths)):
-            y = norm(meta, f"norm{i}", linear(x, meta[f"linear{i}.weight"], meta.get(f"linear{i}.bias")))
+            y = linear(x, meta[f"linear{i}.weight"], meta.get(f"linear{i}.bias"))
+            y = norm(meta, f"norm{i}", y, None if self.residual else 0.0)
             if self.residual:
                 skip = meta.get(f"skip{i}.weight")
-                y = y + (x if skip is None else linear(x, skip, None))
-            x = self._drop(F.relu(y))
+                y = F.relu(y + (x if skip is None else linear(x, skip, None)))
+            x = self._drop(y)
         return x

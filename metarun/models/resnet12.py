@@ -68,9 +68,8 @@ class ResNet12(ImageNetwork):
         for i in range(len(self.widths)):
             y = x
             for j in range(CONVOLUTIONS):
-                y = norm(meta, f"block{i}.norm{j}", conv(meta, f"block{i}.conv{j}", y))
-                if j < CONVOLUTIONS - 1:
-                    y = F.leaky_relu(y, SLOPE)
+                slope = SLOPE if j < CONVOLUTIONS - 1 else None
+                y = norm(meta, f"block{i}.norm{j}", conv(meta, f"block{i}.conv{j}", y), slope)
             y = y + norm(meta, f"block{i}.norm_skip", conv(meta, f"block{i}.skip", x))
             x = F.leaky_relu(F.max_pool2d(y, 2), SLOPE)  # they commute, and so fewer numbers pass the ReLU
             if i < len(self.widths) - DROPBLOCKS:

@@ -67,11 +67,11 @@ class ResNet18(ImageNetwork):
 
     def maps(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
         large = self.stem == "imagenet"
-        x = F.relu(norm(meta, "norm", conv(meta, "conv", x, 2 if large else 1)))
+        x = norm(meta, "norm", conv(meta, "conv", x, 2 if large else 1), 0.0)
         if large:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         for name, _, _, stride, ends in self._blocks():
-            y = F.relu(norm(meta, f"{name}.norm0", conv(meta, f"{name}.conv0", x, stride)))
+            y = norm(meta, f"{name}.norm0", conv(meta, f"{name}.conv0", x, stride), 0.0)
             y = norm(meta, f"{name}.norm1", conv(meta, f"{name}.conv1", y))
             if f"{name}.skip.weight" in meta:
                 x = norm(meta, f"{name}.norm_skip", conv(meta, f"{name}.skip", x, stride))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from metarun.layers import Norm, conv, conv_init, he
@@ -66,9 +65,9 @@ class WideResNet(ImageNetwork):
     def maps(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
         x = conv(meta, "conv", x)
         for name, inputs, width, stride in self._blocks():
-            y = F.relu(norm(meta, f"{name}.norm0", x))
+            y = norm(meta, f"{name}.norm0", x, 0.0)
             if inputs != width:
                 x = conv(meta, f"{name}.skip", y, stride)
-            y = F.relu(norm(meta, f"{name}.norm1", conv(meta, f"{name}.conv0", y, stride)))
+            y = norm(meta, f"{name}.norm1", conv(meta, f"{name}.conv0", y, stride), 0.0)
             x = x + conv(meta, f"{name}.conv1", self._drop(y))
-        return F.relu(norm(meta, "norm", x))
+        return norm(meta, "norm", x, 0.0)

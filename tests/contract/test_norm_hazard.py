@@ -29,8 +29,9 @@ from metarun.types import Meta
 FIXED = "torch has fixed this: F.batch_norm agrees with the task loop, so the norm of layers.py can be dropped"
 
 
-def torch_norm(self: Norm, meta: Meta, name: str, x: Tensor) -> Tensor:
-    return F.batch_norm(x, None, None, meta[f"{name}.weight"], meta[f"{name}.bias"], training=True, eps=EPS)
+def torch_norm(self: Norm, meta: Meta, name: str, x: Tensor, slope: float | None = None) -> Tensor:
+    y = F.batch_norm(x, None, None, meta[f"{name}.weight"], meta[f"{name}.bias"], training=True, eps=EPS)
+    return y if slope is None else F.leaky_relu(y, slope)
 
 
 def worst_gap(model: Model) -> float:
