@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Generator, Tensor
 
+from metarun.counter import Number
 from metarun.measures import Measure
 
 Meta = dict[str, Tensor]
@@ -47,7 +48,7 @@ class Episode(NamedTuple):
 
 
 EpisodeBatch = Episode
-Episodes = Callable[[int, int], EpisodeBatch]
+Episodes = Callable[[Number, int], EpisodeBatch]
 """(first, count) -> episodes `first` to `first + count - 1` of a fixed, endless list"""
 
 
@@ -230,11 +231,16 @@ class Sampler(Protocol):
         """What a network for these episodes must put out: classes, or numbers in a target."""
         ...
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    @property
+    def steady(self) -> bool:
+        """Whether it draws on the device alone, and alike for any `first`, which may be a tensor then."""
+        ...
+
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`."""
         ...
 
-    def classes(self, first: int, count: int) -> Tensor | None:
+    def classes(self, first: Number, count: int) -> Tensor | None:
         """(count, way) what each label of each episode stands for in the bank's `names`; None for regression."""
         ...
 

@@ -12,6 +12,8 @@ from metarun.types import EpisodeBatch, Sampler
 class Ahead:
     """The same episodes as `sampler`'s. Whoever has asked for some is taken to ask for as many after them next."""
 
+    steady = False
+
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._thread = ThreadPoolExecutor(1, "ahead")

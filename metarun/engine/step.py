@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.profiler import record_function
 
+from metarun.counter import Number, counted
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
@@ -50,7 +51,7 @@ def meta_gradient(
     episodes: EpisodeBatch,
     chunk: int | None = None,
     running: Meta | None = None,
-    first_ticket: int = 0,
+    first_ticket: Number = 0,
 ) -> tuple[dict[str, Tensor], Meta]:
     """Adds the gradient of the mean task loss to `.grad` of every tensor in `meta`.
 
@@ -60,7 +61,7 @@ def meta_gradient(
     tasks = len(episodes.support_x)
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
-    tickets = torch.arange(first_ticket, first_ticket + tasks, device=episodes.query_x.device)
+    tickets = counted(first_ticket, tasks, episodes.query_x.device)
 
     def one(task: Ticketed) -> TaskLoss:
         episode, training = task.episode, net.at_train(running or {}, task.ticket)
@@ -101,7 +102,7 @@ def train_step(
     chunk: int | None = None,
     clip: float | None = None,
     penalty: tuple[float, float] = (0.0, 0.0),
-    first_ticket: int = 0,
+    first_ticket: Number = 0,
 ) -> dict[str, Tensor]:
     """Moves `state` one meta-update on; returns the mean metrics, still on the device.
 
