@@ -14,6 +14,7 @@ from torch.func import vmap
 from torch.profiler import record_function
 
 from metarun.counter import Number, counted
+from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
@@ -103,13 +104,18 @@ def train_step(
     clip: float | None = None,
     penalty: tuple[float, float] = (0.0, 0.0),
     first_ticket: Number = 0,
+    ranks: Ranks = ALONE,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Moves `state` one meta-update on; returns the mean metrics, still on the device.
 
     `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
+    `episodes` are the part `share` of the meta-batch; the rest is the other `ranks`', and all of them make this step.
     """
     state.optimizer.zero_grad(set_to_none=True)
     metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+    slopes = [w.grad for w in state.meta.values() if w.grad is not None]
+    ranks.mean_([*slopes, *metrics.values(), *moments.values()], share)
     if any(penalty):
         add_penalty(state.meta, *penalty)
     with record_function(UPDATE), torch.no_grad():
