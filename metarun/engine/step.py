@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.profiler import record_function
 
+from metarun.engine.eager import vmap
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
