@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from metarun.engine.eager import plain
 from metarun.hints import did_you_mean
 from metarun.types import InputError
 
@@ -39,7 +40,7 @@ def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[s
     if "lr" in args:
         raise InputError(f"train.optimizer_args: holds lr={args['lr']}, which is train.lr's to say; set train.lr")
     try:
-        return known[name](list(weights), lr=lr, **args)
+        return plain(known[name])(list(weights), lr=lr, **args)
     except (TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"train.optimizer_args: torch.optim.{name} refuses {args}: {e}") from None
 

@@ -10,11 +10,11 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.profiler import record_function
 
 from metarun.counter import Number, counted
 from metarun.engine.distributed import ALONE, Ranks
+from metarun.engine.eager import vmap
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
