@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarun.counter import mix
 from metarun.engine.host import Pool
+from metarun.engine.portions import tasks_at_once
 from metarun.engine.step import per_task
 from metarun.measures import Measure
 from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
@@ -58,9 +59,13 @@ def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, b
 
 
 def task_values(
-    algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int, measure: Measure
+    algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int | None, measure: Measure
 ) -> Tensor:
-    """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes."""
+    """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes.
+
+    They are taken `batch` at a time; None: as many as `tasks_at_once` says.
+    """
+    batch = tasks_at_once(batch, episodes, meta)
     return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
 
 
@@ -70,19 +75,20 @@ def outcomes(
     meta: Meta,
     episodes: Sampler,
     tasks: int,
-    batch: int,
+    batch: int | None,
     measures: Sequence[Measure],
     *,
     seed: int = 0,
     workers: int | None = None,
 ) -> Outcomes:
-    """All there is to know of the first `tasks` episodes, `batch` at a time.
+    """All there is to know of the first `tasks` episodes, `batch` at a time (None: as many as `tasks_at_once` says).
 
     They are judged by `measures`, and followed along the inner steps by the first of them. A method that answers
     outside torch does so in `workers` processes (None: one for each core), and draws what is random in it from `seed`
     and the task's number.
     """
     pool = Pool(workers)
+    batch = tasks_at_once(batch, episodes, meta)
     parts: list[Outcomes] = []
     with torch.no_grad():
         for first in range(0, tasks, batch):
