@@ -5,7 +5,13 @@ SplitMix64 (Steele, Lea & Flood 2014) in integer arithmetic, so every device dra
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+Number = int | Tensor
+"""a number of an episode or a ticket; a () int64 tensor on the device in a step that is recorded once and replayed"""
 
 GAMMA = 0x9E3779B97F4A7C15
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -14,6 +20,11 @@ MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 def signed(value: int) -> int:
     """The int64 with the same 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
+
+
+def counted(first: Number, count: int, device: Any) -> Tensor:
+    """(count,) first, first + 1, ..."""
+    return torch.arange(count, device=device) + first
 
 
 def shift(x: Tensor, bits: int) -> Tensor:

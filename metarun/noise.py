@@ -10,6 +10,8 @@ Srivastava et al. 2014 (dropout, with the kept elements scaled up while training
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,12 +28,23 @@ class Noise:
 
     def __init__(self, ticket: Tensor) -> None:
         self._key = mix(ticket)
-        self._draws = 0
+        self._draws = [0]
+
+    @property
+    def position(self) -> tuple[Tensor, int]:
+        """What the numbers are drawn from, a () int64 tensor, and how many draws there have been."""
+        return self._key, self._draws[0]
+
+    def at(self, key: Tensor, draws: int) -> Noise:
+        """The numbers from another position on. Both go on counting from there: they are one and the same task's."""
+        other = copy(self)
+        other._key, self._draws[0] = key, draws
+        return other
 
     def keep(self, shape: tuple[int, ...], rate: float) -> Tensor:
         """A mask of `shape`: False with probability `rate`, in [0, 1), independently for each element."""
-        self._draws += 1
-        start = mix(self._key + self._draws)
+        self._draws[0] += 1
+        start = mix(self._key + self._draws[0])
         count = torch.Size(shape).numel()
         bits = mix(start + torch.arange(count, device=start.device))
         return (bits >= round(rate * 2**64) - 2**63).reshape(shape)

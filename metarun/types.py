@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Generator, Tensor
 
+from metarun.counter import Number
 from metarun.measures import Measure
 
 Meta = dict[str, Tensor]
@@ -47,7 +48,7 @@ class Episode(NamedTuple):
 
 
 EpisodeBatch = Episode
-Episodes = Callable[[int, int], EpisodeBatch]
+Episodes = Callable[[Number, int], EpisodeBatch]
 """(first, count) -> episodes `first` to `first + count - 1` of a fixed, endless list"""
 
 
@@ -137,6 +138,15 @@ class Net(Protocol):
         """The net as ONE task of one step trains with it; what is random in it is drawn from `ticket`, () int64."""
         ...
 
+    @property
+    def noise_position(self) -> tuple[Tensor, int] | None:
+        """What random numbers are drawn from, () int64, and how many draws there have been; None: nothing is random."""
+        ...
+
+    def with_noise_at(self, key: Tensor, draws: int) -> Net:
+        """The net as it goes on from such a position: to compute again what was computed there."""
+        ...
+
     def at_test(self, running: Meta) -> Net: ...
 
 
@@ -153,6 +163,13 @@ class Algorithm(ABC):
     def in_turn(self) -> bool:
         """Whether it reads the support examples one after another, so that their order matters (see `Episode`)."""
         return False
+
+    def recomputing(self) -> Algorithm:
+        """The same method, which of its inner steps keeps the weights alone and takes each again for its gradient.
+
+        Raises `ValueError` for one whose meta-gradient goes through no inner steps: it keeps nothing of them anyway.
+        """
+        raise ValueError("its meta-gradient goes through no inner steps, of which something could be kept")
 
     def check(self, net: Net, task: TaskShape) -> None:  # noqa: B027 (most serve everything)
         """Raises `ValueError`, saying what fits, for a network or task that the method cannot serve."""
@@ -230,11 +247,16 @@ class Sampler(Protocol):
         """What a network for these episodes must put out: classes, or numbers in a target."""
         ...
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    @property
+    def steady(self) -> bool:
+        """Whether it draws on the device alone, and alike for any `first`, which may be a tensor then."""
+        ...
+
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`."""
         ...
 
-    def classes(self, first: int, count: int) -> Tensor | None:
+    def classes(self, first: Number, count: int) -> Tensor | None:
         """(count, way) what each label of each episode stands for in the bank's `names`; None for regression."""
         ...
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metarun.algorithms.inner import GradientBased, descend, is_head, objective
+from torch import Tensor
+
+from metarun.algorithms.inner import Given, GradientBased, descend, is_head, objective
 from metarun.types import Episode, Meta, Net, register, setting
 
 
@@ -23,5 +25,11 @@ class ANIL(GradientBased):
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
         features = net.features(meta, episode.support_x)
         head = {name: w for name, w in meta.items() if is_head(name)}
-        heads = descend(lambda h: objective(net.head(h, features), episode.support_y), head, self.inner_lr, steps)
+        given = Given(net, {}, episode._replace(support_x=features))
+        heads = descend(of_features, given, head, self.inner_lr, steps, self.recompute)
         return (meta | head for head in heads)
+
+
+def of_features(given: Given, head: Meta) -> Tensor:
+    """The loss of the support set, of which `given` holds the features."""
+    return objective(given.net.head(head, given.episode.support_x), given.episode.support_y)

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metarun.algorithms.inner import GradientBased, descend, is_head, support_loss
+from torch import Tensor
+
+from metarun.algorithms.inner import Given, GradientBased, descend, is_head, support_loss
 from metarun.types import Episode, Meta, Net, register, setting
 
 
@@ -24,5 +26,10 @@ class BOIL(GradientBased):
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
         body = {name: w for name, w in meta.items() if not is_head(name)}
-        loss = support_loss(net, episode)
-        return (meta | fast for fast in descend(lambda fast: loss(meta | fast), body, self.inner_lr, steps))
+        bodies = descend(of_body, Given(net, meta, episode), body, self.inner_lr, steps, self.recompute)
+        return (meta | body for body in bodies)
+
+
+def of_body(given: Given, body: Meta) -> Tensor:
+    """The loss of the support set with the head as it is."""
+    return support_loss(given, given.meta | body)

@@ -24,7 +24,7 @@ from math import prod
 import torch
 from torch import Generator, Tensor
 
-from metarun.algorithms.inner import OWN, GradientBased, descend, own, support_loss, weights_of
+from metarun.algorithms.inner import OWN, Given, GradientBased, descend, own, support_loss, weights_of
 from metarun.types import Episode, Meta, Net, TaskShape, register, setting
 
 
@@ -59,14 +59,9 @@ class CAVIA(GradientBased):
         return meta | {f"{OWN}context.{layer}.{name}": uniform(channels, self.context, variance) for name in names}
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        weights, maps, loss = weights_of(meta), own(meta, "context"), support_loss(net, episode)
-        start = next(iter(maps.values()))[0]
-
-        def conditioned(context: Meta) -> Meta:
-            return weights | under(maps, weights, context["p"])
-
-        contexts = descend(lambda p: loss(conditioned(p)), {"p": torch.zeros_like(start)}, self.inner_lr, steps)
-        return map(conditioned, contexts)
+        zero = torch.zeros_like(next(iter(own(meta, "context").values()))[0])
+        contexts = descend(of_context, Given(net, meta, episode), {"p": zero}, self.inner_lr, steps, self.recompute)
+        return (conditioned(meta, context) for context in contexts)
 
     def _layer(self, net: Net, meta: Meta) -> str:
         """Where the context enters: by default two thirds of the way in, at the third norm of four, else at once."""
@@ -80,6 +75,17 @@ def biased(meta: Meta) -> list[str]:
     """The layers that have a weight matrix or kernel and a bias, from input to output."""
     layers = [name.removesuffix(".bias") for name in meta if name.endswith(".bias")]
     return [layer for layer in layers if meta.get(f"{layer}.weight", meta[f"{layer}.bias"]).dim() > 1]
+
+
+def of_context(given: Given, context: Meta) -> Tensor:
+    """The loss of the support set under a context."""
+    return support_loss(given, conditioned(given.meta, context))
+
+
+def conditioned(meta: Meta, context: Meta) -> Meta:
+    """The network's weights under a context, {"p": (context,)}"""
+    weights = weights_of(meta)
+    return weights | under(own(meta, "context"), weights, context["p"])
 
 
 def under(maps: Meta, weights: Meta, context: Tensor) -> Meta:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from metarun.algorithms.inner import detached, last, outcome
 from metarun.algorithms.maml import MAML
-from metarun.types import Episode, Meta, Net, TaskLoss, register
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register
 
 
 @register("algo", "fomaml")
 @dataclass(frozen=True)
 class FOMAML(MAML):
+    recomputing = Algorithm.recomputing
+
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         start = detached(meta)
         end = last(self.adapt(net, start, episode, self.inner_steps))

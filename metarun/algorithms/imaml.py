@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from metarun.algorithms.inner import GradientBased, descend, detached, last, outcome, support_loss
-from metarun.types import Episode, Meta, Net, TaskLoss, register, setting
+from metarun.algorithms.inner import Given, GradientBased, descend, detached, last, outcome, support_loss
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register, setting
 
 
 @register("algo", "imaml")
@@ -32,14 +33,14 @@ class IMAML(GradientBased):
     cg_steps: int = setting(5, least=1)
     eval_steps: int = setting(16, least=0)
 
+    recomputing = Algorithm.recomputing
+
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        loss = support_loss(net, episode)
+        def pulled(given: Given, fast: Meta) -> Tensor:
+            away = {name: w - given.meta[name] for name, w in fast.items()}
+            return support_loss(given, fast) + self.regularisation / 2 * dot(away, away)
 
-        def pulled(fast: Meta) -> Tensor:
-            away = {name: w - meta[name] for name, w in fast.items()}
-            return loss(fast) + self.regularisation / 2 * dot(away, away)
-
-        return descend(pulled, meta, self.inner_lr, steps)
+        return descend(pulled, Given(net, meta, episode), meta, self.inner_lr, steps)
 
     def loss(self, net: Net, meta: Meta, episode: Episode) -> TaskLoss:
         fast = last(self.adapt(net, detached(meta), episode, self.inner_steps))
@@ -49,7 +50,7 @@ class IMAML(GradientBased):
             return told.loss, told.metrics
 
         slope, metrics = grad(of_queries, has_aux=True)(fast)
-        times_hessian = vjp(grad(support_loss(net, episode)), fast)[1]  # H is its own transpose
+        times_hessian = vjp(grad(partial(support_loss, Given(net, meta, episode))), fast)[1]  # H is its own transpose
 
         def system(v: Meta) -> Meta:
             return {name: v[name] + h / self.regularisation for name, h in times_hessian(v)[0].items()}

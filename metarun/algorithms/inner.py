@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.func import grad
 from torch.profiler import record_function
 
+from metarun.algorithms.recompute import recomputed
 from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss
 
+State = TypeVar("State")
 OWN = "algo."
 """What the names of a method's own meta-parameters start with; the network's weights have the other names."""
 
@@ -59,23 +64,57 @@ def is_head(name: str) -> bool:
     return name.startswith("head.")
 
 
-def descend(loss: Callable[[Meta], Tensor], weights: Meta, lr: float | Tensor | Meta, steps: int) -> Iterator[Meta]:
-    """The weights before and after each of `steps` plain gradient steps; differentiable through all of them.
+class Given(NamedTuple):
+    """What an inner step may read beside the state that it moves."""
 
-    `lr` is one rate, or one for each of the weights by name.
+    net: Net
+    meta: Meta
+    episode: Episode
+
+
+def repeated(
+    step: Callable[[Given, State, int], State], given: Given, state: State, steps: int, recompute: bool = False
+) -> Iterator[State]:
+    """`state` before and after each of `steps` times `state = step(given, state, k)`, k from 0; differentiable.
+
+    With `recompute` the gradient keeps the states alone and takes each step again. `step` must then read no tensors
+    but those it is given, and a state be made of tensors in dicts, lists and tuples.
     """
-    yield weights
-    for _ in range(steps):
+    yield state
+    for k in range(steps):
+
+        def once(net: Net, meta: Meta, episode: Episode, state: Any, k: int = k) -> Any:
+            return step(Given(net, meta, episode), state, k)
+
         with record_function(STEP):
-            slope = grad(loss)(weights)
-            rate = lr if isinstance(lr, dict) else dict.fromkeys(weights, lr)
-            weights = {name: w - rate[name] * slope[name] for name, w in weights.items()}
-        yield weights
+            state = recomputed(once, *given, state) if recompute else once(*given, state)
+        yield state
 
 
-def support_loss(net: Net, episode: Episode) -> Callable[[Meta], Tensor]:
-    """The loss of the support set as a function of all weights"""
-    return lambda fast: objective(net(fast, episode.support_x), episode.support_y)
+def descend(
+    loss: Callable[[Given, Meta], Tensor],
+    given: Given,
+    weights: Meta,
+    lr: float | Callable[[Meta], Meta],
+    steps: int,
+    recompute: bool = False,
+) -> Iterator[Meta]:
+    """The weights before and after each of `steps` plain gradient steps on `loss(given, weights)`; see `repeated`.
+
+    `lr` is one rate, or reads one for each of the weights, by name, from the meta-parameters.
+    """
+
+    def step(given: Given, weights: Meta, k: int) -> Meta:
+        slope = grad(partial(loss, given))(weights)
+        rate = lr(given.meta) if callable(lr) else dict.fromkeys(weights, lr)
+        return {name: w - rate[name] * slope[name] for name, w in weights.items()}
+
+    return repeated(step, given, weights, steps, recompute)
+
+
+def support_loss(given: Given, fast: Meta) -> Tensor:
+    """The loss of the support set under the weights `fast`"""
+    return objective(given.net(fast, given.episode.support_x), given.episode.support_y)
 
 
 def last(steps: Iterator[Meta]) -> Meta:
@@ -83,10 +122,16 @@ def last(steps: Iterator[Meta]) -> Meta:
     return end
 
 
+@dataclass(frozen=True)
 class GradientBased(Algorithm):
     """A method that adapts weights to the support set step by step and answers with the ones it ends at."""
 
-    inner_steps: int
+    inner_steps: int = 1
+    recompute: bool = field(default=False, kw_only=True)
+    """whether the meta-gradient takes inner steps again in place of keeping what they computed (see `repeated`)"""
+
+    def recomputing(self) -> Algorithm:
+        return replace(self, recompute=True)
 
     @abstractmethod
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from metarun.algorithms.inner import GradientBased, descend, support_loss
+from metarun.algorithms.inner import Given, GradientBased, descend, support_loss
 from metarun.types import Episode, Meta, Net, register, setting
 
 
@@ -23,4 +23,4 @@ class MAML(GradientBased):
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
         """Finn et al. 2017, eq. 1"""
-        return descend(support_loss(net, episode), meta, self.inner_lr, steps)
+        return descend(support_loss, Given(net, meta, episode), meta, self.inner_lr, steps, self.recompute)

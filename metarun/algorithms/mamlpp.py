@@ -31,7 +31,7 @@ import torch
 from torch import Generator, Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner import OWN, detached, objective, outcome, own, weights_of
+from metarun.algorithms.inner import OWN, Given, detached, objective, outcome, own, repeated, weights_of
 from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register, setting
 
 
@@ -54,10 +54,15 @@ class MAMLPP(Algorithm):
     multi_step_iterations: int = setting(300, least=1)
     first_order_iterations: int = setting(0, least=0)
     per_step_norm: bool = setting(True)
+    recompute: bool = False
+    """whether the meta-gradient takes inner steps again in place of keeping what they computed"""
     first_order: bool = False
     """whether the meta-gradient takes the inner gradients as constants; `at_step` says when"""
     shares: tuple[float, ...] = ()
     """what the queries' loss after each update counts; empty: the last alone"""
+
+    def recomputing(self) -> Algorithm:
+        return replace(self, recompute=True)
 
     def at_step(self, step: int, iterations: int) -> Algorithm:
         early = self.multi_step_loss and step < self.multi_step_iterations
@@ -105,25 +110,29 @@ class MAMLPP(Algorithm):
 
     def _stages(self, net: Net, meta: Meta, episode: Episode, steps: int, seen: list[Meta]) -> Iterator[Stage]:
         """After 0, 1, ..., `steps` inner updates. `seen` gathers the norm statistics of the support passes."""
-        weights, rates = weights_of(meta), own(meta, "rate")
-        yield self._at(0, net, meta, weights)
-        for update in range(steps):
-            k = min(update, self.inner_steps - 1)
 
-            def of_support(fast: Meta, k: int = k) -> tuple[Tensor, list[Meta]]:
+        def step(given: Given, state: tuple[Meta, list[Meta]], update: int) -> tuple[Meta, list[Meta]]:
+            (weights, _), k, rates = state, min(update, self.inner_steps - 1), own(given.meta, "rate")
+
+            def of_support(fast: Meta) -> tuple[Tensor, list[Meta]]:
                 met: list[Meta] = []
-                norms = detached(meta) if self.first_order else meta
-                prediction = self._answer(self._at(k, net, norms, fast), episode.support_x, None, met)
-                return objective(prediction, episode.support_y), met
+                norms = detached(given.meta) if self.first_order else given.meta
+                prediction = self._answer(self._at(k, given.net, norms, fast), given.episode.support_x, None, met)
+                return objective(prediction, given.episode.support_y), met
 
             slope, met = grad(of_support, has_aux=True)(detached(weights) if self.first_order else weights)
-            seen += met
             # With no rates learned the one number, not a tensor of it, for exactly MAML's arithmetic.
-            weights = {
+            moved = {
                 name: w - (rates[name][k] if self.learn_rates else self.inner_lr) * slope[name]
                 for name, w in weights.items()
             }
-            yield self._at(k, net, meta, weights)
+            return moved, met
+
+        start: tuple[Meta, list[Meta]] = weights_of(meta), []
+        states = repeated(step, Given(net, meta, episode), start, steps, self.recompute)
+        for done, (weights, met) in enumerate(states):
+            seen += map(detached, met)
+            yield self._at(min(max(done - 1, 0), self.inner_steps - 1), net, meta, weights)
 
     def _at(self, k: int, net: Net, meta: Meta, weights: Meta) -> Stage:
         """Step k's own norm and moving averages put in their place."""

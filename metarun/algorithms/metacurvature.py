@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner import OWN, GradientBased, own, support_loss, weights_of
+from metarun.algorithms.inner import OWN, Given, GradientBased, own, repeated, support_loss, weights_of
 from metarun.types import Episode, Meta, Net, register, setting
 
 FACTORS = ("out", "in", "kernel")
@@ -36,13 +37,12 @@ class MetaCurvature(GradientBased):
         return weights | {f"{OWN}curvature.{name}": m for name, m in factors.items()}
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        factors = {factor: own(meta, f"curvature.{factor}") for factor in FACTORS}
-        weights, loss = weights_of(meta), support_loss(net, episode)
-        yield weights
-        for _ in range(steps):
-            slope = grad(loss)(weights)
-            weights = {name: w - self.inner_lr * curved(slope[name], factors, name) for name, w in weights.items()}
-            yield weights
+        def step(given: Given, weights: Meta, k: int) -> Meta:
+            factors = {factor: own(given.meta, f"curvature.{factor}") for factor in FACTORS}
+            slope = grad(partial(support_loss, given))(weights)
+            return {name: w - self.inner_lr * curved(slope[name], factors, name) for name, w in weights.items()}
+
+        return repeated(step, Given(net, meta, episode), weights_of(meta), steps, self.recompute)
 
 
 def identities(w: Tensor) -> Meta:

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import exp, log
 
 import torch
 from torch import Generator, Tensor
 from torch.func import grad_and_value
 
-from metarun.algorithms.inner import OWN, GradientBased, detached, support_loss, weights_of
+from metarun.algorithms.inner import OWN, Given, GradientBased, detached, repeated, support_loss, weights_of
 from metarun.types import Episode, Meta, Net, register, setting
 
+Memory = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The weights as one vector; h, c; f, i"""
 P = 10
 SMALL = 0.01  # the bound of what the gates' weights and the LSTM start from, as in the authors' code
 
@@ -51,20 +54,22 @@ class MetaLSTM(GradientBased):
         return net.init(generator) | {f"{OWN}{name}": w for name, w in own.items()}
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        weights, slopes = weights_of(meta), grad_and_value(support_loss(net, episode))
-        yield weights
-        w = flat(weights)
-        h = c = w.new_zeros(self.hidden, len(w))
-        forget = rate = torch.zeros_like(w)
-        for _ in range(steps):
-            slope, loss = slopes(detached(weights))
+        weights = weights_of(meta)
+
+        def step(given: Given, state: Memory, k: int) -> Memory:
+            w, h, c, forget, rate = state
+            slope, loss = grad_and_value(partial(support_loss, given))(detached(like(weights, w)))
             g = flat(slope)
-            h, c = lstm(meta, torch.cat([squash(g), squash(loss)[:, None].expand(2, len(g))]), h, c)
-            forget = gate(meta, "forget", h, w, forget)
-            rate = gate(meta, "input", h, w, rate)
-            w = forget * w - rate * g
-            weights = like(weights, w)
-            yield weights
+            h, c = lstm(given.meta, torch.cat([squash(g), squash(loss)[:, None].expand(2, len(g))]), h, c)
+            forget = gate(given.meta, "forget", h, w, forget)
+            rate = gate(given.meta, "input", h, w, rate)
+            return forget * w - rate * g, h, c, forget, rate
+
+        w = flat(weights)
+        empty, closed = w.new_zeros(self.hidden, len(w)), torch.zeros_like(w)
+        start = w, empty, empty, closed, closed
+        states = repeated(step, Given(net, meta, episode), start, steps, self.recompute)
+        return (like(weights, w) for w, *_ in states)
 
 
 def squash(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
-from metarun.algorithms.inner import OWN, GradientBased, descend, own, support_loss, weights_of
+from metarun.algorithms.inner import OWN, Given, GradientBased, descend, own, support_loss, weights_of
 from metarun.types import Episode, Meta, Net, register, setting
 
 
@@ -32,4 +32,5 @@ class MetaSGD(GradientBased):
         return weights | {f"{OWN}rate.{name}": torch.full_like(w, self.inner_lr) for name, w in weights.items()}
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        return descend(support_loss(net, episode), weights_of(meta), own(meta, "rate"), steps)
+        given = Given(net, meta, episode)
+        return descend(support_loss, given, weights_of(meta), lambda meta: own(meta, "rate"), steps, self.recompute)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from torch import Generator
 
 from metarun.algorithms.embedding import class_means, needs_classes
-from metarun.algorithms.inner import GradientBased, descend, detached, support_loss
-from metarun.types import Episode, Meta, Net, TaskShape, register, setting
+from metarun.algorithms.inner import Given, GradientBased, descend, detached, support_loss
+from metarun.types import Algorithm, Episode, Meta, Net, TaskShape, register, setting
 
 
 @register("algo", "protomaml")
@@ -29,6 +29,9 @@ class ProtoMAML(GradientBased):
     eval_steps: int = setting(5, least=0)
     first_order: bool = setting(False)
 
+    def recomputing(self) -> Algorithm:
+        return Algorithm.recomputing(self) if self.first_order else super().recomputing()
+
     def check(self, net: Net, task: TaskShape) -> None:
         needs_classes(task)
 
@@ -36,11 +39,11 @@ class ProtoMAML(GradientBased):
         return net.init(generator, head=False)
 
     def adapt(self, net: Net, meta: Meta, episode: Episode, steps: int) -> Iterator[Meta]:
-        start, loss = meta | head_of_means(net, meta, episode), support_loss(net, episode)
+        start, given = meta | head_of_means(net, meta, episode), Given(net, {}, episode)
         if not self.first_order:
-            return descend(loss, start, self.inner_lr, steps)
+            return descend(support_loss, given, start, self.inner_lr, steps, self.recompute)
         fixed = detached(start)
-        moved = descend(loss, fixed, self.inner_lr, steps)
+        moved = descend(support_loss, given, fixed, self.inner_lr, steps)
         return ({name: w + (fast[name] - fixed[name]).detach() for name, w in start.items()} for fast in moved)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metarun.algorithms.inner import GradientBased, detached, objective, outcome
-from metarun.types import Episode, Meta, Net, TaskLoss, register, setting
+from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register, setting
 
 BETA2, EPS = 0.999, 1e-8
 
@@ -33,6 +33,8 @@ class Reptile(GradientBased):
     inner_steps: int = setting(5, least=1)
     inner_batch: int = setting(10, least=1)
     eval_steps: int = setting(50, least=0)
+
+    recomputing = Algorithm.recomputing
 
     @property
     def in_turn(self) -> bool:

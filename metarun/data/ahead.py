@@ -10,12 +10,17 @@ from metarun.types import EpisodeBatch, Sampler
 
 
 class Ahead:
-    """The same episodes as `sampler`'s. Whoever has asked for some is taken to ask for as many after them next."""
+    """The same episodes as `sampler`'s. Whoever has asked for some is taken to ask for as many next, as far behind them
+    as they are behind those before: where several processes share the episodes, others' lie between."""
+
+    steady = False
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._next: tuple[tuple[int, int], Future[EpisodeBatch]] | None = None
+        self._last: int | None = None
+        self._stride: int | None = None
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -31,6 +36,8 @@ class Ahead:
     def __call__(self, first: int, count: int) -> EpisodeBatch:
         ready = self._next[1] if self._next is not None and self._next[0] == (first, count) else None
         episodes = self._sampler(first, count) if ready is None else ready.result()
-        after = (first + count, count)
+        if self._last is not None and first > self._last:  # else it is the first time, or a list's start again
+            self._stride = first - self._last
+        self._last, after = first, (first + (self._stride or count), count)
         self._next = after, self._thread.submit(self._sampler, *after)
         return episodes

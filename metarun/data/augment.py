@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.counter import mix, uniform
+from metarun.counter import Number, counted, mix, uniform
 from metarun.data.sampler import stream
 from metarun.types import EpisodeBatch, Sampler
 
@@ -100,7 +100,10 @@ def jittered(x: Tensor, factors: Tensor) -> Tensor:
 
 def greyed(x: Tensor) -> Tensor:
     """(n, channels, h, w) -> (n, 1, h, w)"""
-    return (x * x.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True) if x.shape[1] == 3 else x.mean(1, keepdim=True)
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    red, green, blue = (weight * x[:, i : i + 1] for i, weight in enumerate(GREY))
+    return red + green + blue
 
 
 def erased(x: Tensor, u: Tensor, chance: float) -> Tensor:
@@ -135,15 +138,19 @@ class Augmented:
     def outputs(self) -> int:
         return self.sampler.outputs
 
-    def classes(self, first: int, count: int) -> Tensor | None:
+    @property
+    def steady(self) -> bool:
+        return self.sampler.steady
+
+    def classes(self, first: Number, count: int) -> Tensor | None:
         return self.sampler.classes(first, count)
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         episodes = self.sampler(first, count)
         tasks, support = episodes.support_x.shape[:2]
         x = torch.cat([episodes.support_x, episodes.query_x], 1)
         images = tasks * x.shape[1]
-        each = torch.arange(images, device=x.device) + first * images // count  # a supervised batch is one task
+        each = counted(first * images // count, images, x.device)  # a supervised batch is one task
         keys = mix(each + stream(self.seed, f"{self.split} augment"))
         u = uniform(mix(keys[:, None] + torch.arange(DRAWS, device=x.device)))
         x = self.augment(x.flatten(0, 1), u).unflatten(0, (tasks, -1))

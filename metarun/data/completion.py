@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.counter import MIX, mix, signed
+from metarun.counter import MIX, Number, counted, mix, signed
 from metarun.data.bank import ClassBank
 from metarun.data.nested import nested
 from metarun.data.sampler import stream
@@ -104,6 +104,10 @@ class PixelSampler:
     def outputs(self) -> int:
         return self.image_shape[0]
 
+    @property
+    def steady(self) -> bool:
+        return not self.images.ahead
+
     @cached_property
     def _stream(self) -> int:
         return stream(self.seed, f"{self.split} pixels")
@@ -114,18 +118,18 @@ class PixelSampler:
         down, across = (torch.linspace(-1, 1, side, device=self.images.device) for side in self.image_shape[1:])
         return torch.cartesian_prod(down, across)
 
-    def classes(self, first: int, count: int) -> None:
+    def classes(self, first: Number, count: int) -> None:
         return None
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """x of shape (count, shot or query, 2), y (count, shot or query, channels)"""
         return self._episodes(first, count, self._some(first, count, self.query, MIX[1]))
 
-    def whole(self, first: int, count: int) -> EpisodeBatch:
+    def whole(self, first: Number, count: int) -> EpisodeBatch:
         """The same tasks with all pixels as their queries, row by row."""
         return self._episodes(first, count, torch.arange(len(self._places), device=self.images.device).repeat(count, 1))
 
-    def _episodes(self, first: int, count: int, queries: Tensor) -> EpisodeBatch:
+    def _episodes(self, first: Number, count: int, queries: Tensor) -> EpisodeBatch:
         """`queries`: (count, n) which pixels"""
         rows = self._tickets(first, count).remainder(len(self.images.items))
         colours = self.images.rows(rows).flatten(2).mT  # (count, pixels, channels)
@@ -136,12 +140,12 @@ class PixelSampler:
         )
         return EpisodeBatch(support_x, support_y, query_x, query_y)
 
-    def _some(self, first: int, count: int, pixels: int, purpose: int) -> Tensor:
+    def _some(self, first: Number, count: int, pixels: int, purpose: int) -> Tensor:
         """(count, pixels) distinct pixels of each image; the more, the more are added to the same ones"""
         key = mix(self._tickets(first, count) ^ signed(purpose))
         everywhere = torch.arange(prod(self.image_shape[1:]), device=key.device)
         return mix(key[:, None] + everywhere).topk(pixels, dim=1).indices
 
-    def _tickets(self, first: int, count: int) -> Tensor:
+    def _tickets(self, first: Number, count: int) -> Tensor:
         """(count,) a random number for each task"""
-        return mix(torch.arange(first, first + count, device=self.images.device) + self._stream)
+        return mix(counted(first, count, self.images.device) + self._stream)

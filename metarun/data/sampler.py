@@ -15,7 +15,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from metarun.counter import GAMMA, MIX, mix, signed
+from metarun.counter import GAMMA, MIX, Number, counted, mix, signed
 from metarun.types import EpisodeBatch, InputError
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ class EpisodeSampler:
                     f"{where}.query"
                 )
 
+    @property
+    def steady(self) -> bool:
+        return not self.bank.ahead
+
     @cached_property
     def _stream(self) -> int:
         return stream(self.seed, self.split)
@@ -115,11 +119,11 @@ class EpisodeSampler:
     def outputs(self) -> int:
         return self.way
 
-    def _tickets(self, first: int, count: int) -> Tensor:
+    def _tickets(self, first: Number, count: int) -> Tensor:
         """(count,) a random number for each episode"""
-        return mix(torch.arange(first, first + count, device=self.bank.device) + self._stream)
+        return mix(counted(first, count, self.bank.device) + self._stream)
 
-    def classes(self, first: int, count: int) -> Tensor:
+    def classes(self, first: Number, count: int) -> Tensor:
         """(count, way) the class of the bank that each label of each episode stands for"""
         task = self._tickets(first, count)
         class_key = mix(task[:, None] + torch.arange(len(self.bank), device=task.device))
@@ -128,7 +132,7 @@ class EpisodeSampler:
             class_key = class_key.masked_fill(self.bank.sources != drawn[:, None], LEAST)
         return class_key.topk(self.way, dim=1).indices  # in random order
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`, with a leading task axis; images as float in [0, 1]."""
         bank, device = self.bank, self.bank.device
         task, classes = self._tickets(first, count), self.classes(first, count)
@@ -190,17 +194,21 @@ class BatchSampler:
     def outputs(self) -> int:
         return len(self.bank)
 
+    @property
+    def steady(self) -> bool:
+        return not self.bank.ahead
+
     @cached_property
     def _stream(self) -> int:
         return stream(self.seed, f"{self.split} batches")
 
-    def classes(self, first: int, count: int) -> Tensor:
+    def classes(self, first: Number, count: int) -> Tensor:
         """(1, classes): a label is its class."""
         return torch.arange(len(self.bank), device=self.bank.device)[None]
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         bank = self.bank
-        rows = mix(torch.arange(first, first + count, device=bank.device) + self._stream).remainder(len(bank.items))
+        rows = mix(counted(first, count, bank.device) + self._stream).remainder(len(bank.items))
         x = bank.rows(rows)[None]
         y = (torch.searchsorted(bank.offsets, rows, right=True) - 1)[None]
         return EpisodeBatch(x[:, :0], y[:, :0], x, y)

@@ -15,7 +15,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from metarun.counter import mix, uniform
+from metarun.counter import Number, counted, mix, uniform
 from metarun.data.sampler import stream
 from metarun.data.taskbank import check_way, no_classes
 from metarun.measures import MEASURES
@@ -117,25 +117,26 @@ class CurveSampler:
     device: Any
     item_shape = (1,)
     outputs = 1
+    steady = True
 
     @cached_property
     def _stream(self) -> int:
         return stream(self.seed, f"{self.split} curves")
 
-    def classes(self, first: int, count: int) -> None:
+    def classes(self, first: Number, count: int) -> None:
         return None
 
-    def curves(self, first: int, count: int) -> tuple[Tensor, ...]:
+    def curves(self, first: Number, count: int) -> tuple[Tensor, ...]:
         """The numbers of each curve."""
         return self.family.curves(self._uniform(first, count)[:, : self.family.of_curve])
 
-    def _uniform(self, first: int, count: int) -> Tensor:
+    def _uniform(self, first: Number, count: int) -> Tensor:
         """(count, numbers) in [0, 1): a curve's own, then those of each of its points"""
-        task = mix(torch.arange(first, first + count, device=self.device) + self._stream)
+        task = mix(counted(first, count, self.device) + self._stream)
         numbers = self.family.of_curve + (self.shot + self.query) * self.family.of_point
         return uniform(mix(task[:, None] + torch.arange(numbers, device=self.device)))
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """x and y of shape (count, shot or query, 1)"""
         u = self._uniform(first, count)[:, self.family.of_curve :].unflatten(1, (-1, self.family.of_point))
         x, y = (part[..., None] for part in self.family.points(self.curves(first, count), u))

@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from metarun.counter import MIX, mix, signed
+from metarun.counter import MIX, Number, counted, mix, signed
 from metarun.data.sampler import LEAST, stream
 from metarun.measures import MEASURES, Measure
 from metarun.types import EpisodeBatch, InputError
@@ -128,6 +128,10 @@ class TaskSampler:
     def outputs(self) -> int:
         return self.bank.outputs
 
+    @property
+    def steady(self) -> bool:
+        return not self.bank.ahead
+
     @cached_property
     def _stream(self) -> int:
         return stream(self.seed, f"{self.split} tasks")
@@ -136,18 +140,18 @@ class TaskSampler:
     def _largest(self) -> int:
         return int(self.bank.sizes.max())  # read once: reading it per step would wait for the device
 
-    def classes(self, first: int, count: int) -> None:
+    def classes(self, first: Number, count: int) -> None:
         return None
 
-    def tasks(self, first: int, count: int) -> Tensor:
+    def tasks(self, first: Number, count: int) -> Tensor:
         """(count,) which task of the bank each episode is of"""
         return mix(self._tickets(first, count)).remainder(len(self.bank))
 
-    def _tickets(self, first: int, count: int) -> Tensor:
+    def _tickets(self, first: Number, count: int) -> Tensor:
         """(count,) a random number for each episode"""
-        return mix(torch.arange(first, first + count, device=self.bank.device) + self._stream)
+        return mix(counted(first, count, self.bank.device) + self._stream)
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """x of shape (count, shot or query, *item), y of shape (count, shot or query, *target)"""
         bank, task = self.bank, self.tasks(first, count)
         rank = torch.arange(self._largest, device=bank.device)

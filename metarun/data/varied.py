@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metarun.counter import mix, uniform
+from metarun.counter import counted, mix, uniform
 from metarun.data.sampler import LEAST, EpisodeSampler, stream
 from metarun.types import EpisodeBatch
 
@@ -50,6 +50,7 @@ class VariedSampler:
     largest: EpisodeSampler
     shapes: Shapes
     balanced: bool = True
+    steady = False
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class VariedSampler:
     def _weights(self, first: int, count: int, way: int) -> Tensor:
         """(count, way) a uniform number for each class of each episode"""
         device = self.largest.bank.device
-        task = mix(torch.arange(first, first + count, device=device) + stream(self.shapes.seed, "unequal shots"))
+        task = mix(counted(first, count, device) + stream(self.shapes.seed, "unequal shots"))
         return uniform(mix(task[:, None] + torch.arange(way, device=device)))
 
     def classes(self, first: int, count: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.counter import mix
+from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.host import Pool
 from metarun.engine.portions import tasks_at_once
 from metarun.engine.step import per_task
@@ -51,22 +52,34 @@ def values_of(measures: Sequence[Measure], prediction: Tensor, y: Tensor) -> Ten
     return torch.stack([measure.of(prediction, y).double() for measure in measures])
 
 
-def over_tasks(f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int) -> Tensor:
-    """(tasks, ...) f of each of the first `tasks` episodes, `batch` at a time, without a graph."""
+def over_tasks(
+    f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """(tasks, ...) f of each of the first `tasks` episodes, `batch` at a time, without a graph.
+
+    Ranks take whole batches in turn: a task then has the same neighbours, and the same bits, however many there are.
+    """
     with torch.no_grad():
-        firsts = range(0, tasks, batch)
-        return torch.cat([per_task(f, episodes(first, min(batch, tasks - first))) for first in firsts])
+        firsts = ranks.dealt(range(0, tasks, batch))
+        return torch.cat(ranks.collected([per_task(f, episodes(first, min(batch, tasks - first))) for first in firsts]))
 
 
 def task_values(
-    algorithm: Algorithm, net: Net, meta: Meta, episodes: Episodes, tasks: int, batch: int | None, measure: Measure
+    algorithm: Algorithm,
+    net: Net,
+    meta: Meta,
+    episodes: Episodes,
+    tasks: int,
+    batch: int | None,
+    measure: Measure,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes.
 
     They are taken `batch` at a time; None: as many as `tasks_at_once` says.
     """
-    batch = tasks_at_once(batch, episodes, meta)
-    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch)
+    portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
+    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, portion, ranks)
 
 
 def outcomes(
@@ -80,26 +93,27 @@ def outcomes(
     *,
     seed: int = 0,
     workers: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcomes:
     """All there is to know of the first `tasks` episodes, `batch` at a time (None: as many as `tasks_at_once` says).
 
     They are judged by `measures`, and followed along the inner steps by the first of them. A method that answers
     outside torch does so in `workers` processes (None: one for each core), and draws what is random in it from `seed`
-    and the task's number.
+    and the task's number. `ranks` take whole batches in turn, and all come to know everything.
     """
     pool = Pool(workers)
-    batch = tasks_at_once(batch, episodes, meta)
+    portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
     parts: list[Outcomes] = []
     with torch.no_grad():
-        for first in range(0, tasks, batch):
-            count = min(batch, tasks - first)
+        for first in ranks.dealt(range(0, tasks, portion)):
+            count = min(portion, tasks - first)
             drawn, classes = episodes(first, count), episodes.classes(first, count)
             if isinstance(algorithm, HostSide):
                 found = _fitted(algorithm, net, meta, drawn, measures, _seeds(seed, first, count), pool)
             else:
                 found = _followed(algorithm, net, meta, drawn, measures)
             parts.append(_told(*found, drawn.query_y, classes))
-    return joined(parts)
+    return joined([Outcomes(*part) for part in ranks.collected([tuple(part) for part in parts])])
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

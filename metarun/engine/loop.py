@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from metarun.counter import mix
+from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
@@ -41,6 +42,7 @@ def fit(
     tick: Callable[[int], None],
     stop: Callable[[], bool],
     net_at: Callable[[int], Net] | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
@@ -49,6 +51,7 @@ def fit(
     save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
     net_at(step)        the network of a step (from 0), where it is not always `net`
     tick(step)          after every step; must not wait for the device
+    ranks               share each meta-batch; `stop` and `validate` must give the same on all of them
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
@@ -56,7 +59,7 @@ def fit(
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
         net = net if net_at is None else net_at(state.step)
-        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk))
+        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks))
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
 
@@ -100,13 +103,15 @@ def meta_update(
     settings: TrainSettings,
     ticket: int,
     chunk: int | None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """The next step of a run, episodes and all; its mean metrics, still on the device. `ticket`: the run's first."""
-    first = state.step * settings.meta_batch
+    part = ranks.part(settings.meta_batch)
+    first, share = state.step * settings.meta_batch + part.start, len(part) / settings.meta_batch
     with record_function(EPISODES):
-        drawn = episodes(first, settings.meta_batch)
-    now = algorithm.at_step(state.step, settings.iterations)
-    return train_step(now, net, state, drawn, chunk, settings.clip, (settings.l1, settings.l2), ticket + first)
+        drawn = episodes(first, len(part))
+    now, penalty = algorithm.at_step(state.step, settings.iterations), (settings.l1, settings.l2)
+    return train_step(now, net, state, drawn, chunk, settings.clip, penalty, ticket + first, ranks, share)
 
 
 def _finite(state: TrainState) -> dict[str, float]:

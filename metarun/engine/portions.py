@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 
 import torch
 
@@ -16,13 +16,15 @@ CPU_BYTES = 2**30
 """of a CPU's memory; more makes no evaluation faster there"""
 GPU_PART = 1 / 4
 """of a GPU's"""
+PORTIONS, FILLED = 8, 50
+"""An evaluation has so many portions at least, for as many GPUs, unless they would be of fewer tasks than this."""
 
 
-def tasks_at_once(asked: int | None, episodes: Episodes, meta: Meta) -> int:
-    """`asked`, or as many tasks as are thought to fit, 1 or more; all are taken to be like the first.
+def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta) -> int:
+    """`asked`, or how many of so many `tasks`, all taken to be like the first, to evaluate at a time; 1 or more.
 
     Goes by the sizes of items and weights and by the device's whole memory, never by what is free in it: the same
-    evaluation is always cut into the same batches, and so gives the same bits.
+    evaluation is always cut into the same portions, and so gives the same bits.
     """
     if asked is not None:
         return asked
@@ -31,4 +33,5 @@ def tasks_at_once(asked: int | None, episodes: Episodes, meta: Meta) -> int:
     items, shape = x.shape[1] + task.query_x.shape[1], x.shape[2:]
     numbers = items * max(prod(shape), MAPS * prod(shape[1:])) + sum(w.numel() for w in meta.values())
     whole = GPU_PART * torch.cuda.get_device_properties(x.device).total_memory if x.is_cuda else CPU_BYTES
-    return max(1, int(whole / (numbers * ALIVE * x.element_size())))
+    fit = int(whole / (numbers * ALIVE * x.element_size()))
+    return max(1, min(fit, max(FILLED, ceil(tasks / PORTIONS))))

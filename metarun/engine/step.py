@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from metarun.counter import Number, counted
+from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.eager import vmap
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
@@ -50,7 +52,7 @@ def meta_gradient(
     episodes: EpisodeBatch,
     chunk: int | None = None,
     running: Meta | None = None,
-    first_ticket: int = 0,
+    first_ticket: Number = 0,
 ) -> tuple[dict[str, Tensor], Meta]:
     """Adds the gradient of the mean task loss to `.grad` of every tensor in `meta`.
 
@@ -60,7 +62,7 @@ def meta_gradient(
     tasks = len(episodes.support_x)
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
-    tickets = torch.arange(first_ticket, first_ticket + tasks, device=episodes.query_x.device)
+    tickets = counted(first_ticket, tasks, episodes.query_x.device)
 
     def one(task: Ticketed) -> TaskLoss:
         episode, training = task.episode, net.at_train(running or {}, task.ticket)
@@ -101,14 +103,19 @@ def train_step(
     chunk: int | None = None,
     clip: float | None = None,
     penalty: tuple[float, float] = (0.0, 0.0),
-    first_ticket: int = 0,
+    first_ticket: Number = 0,
+    ranks: Ranks = ALONE,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Moves `state` one meta-update on; returns the mean metrics, still on the device.
 
     `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
+    `episodes` are the part `share` of the meta-batch; the rest is the other `ranks`', and all of them make this step.
     """
     state.optimizer.zero_grad(set_to_none=True)
     metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+    slopes = [w.grad for w in state.meta.values() if w.grad is not None]
+    ranks.mean_([*slopes, *metrics.values(), *moments.values()], share)
     if any(penalty):
         add_penalty(state.meta, *penalty)
     with record_function(UPDATE), torch.no_grad():

@@ -94,6 +94,15 @@ class Network(ABC):
         """The network as one task of one step trains with it; dropout is drawn from `ticket`, () int64."""
         return replace(self, noise=Noise(ticket)) if self.random else self
 
+    @property
+    def noise_position(self) -> tuple[Tensor, int] | None:
+        """Where the random numbers of a training network stand (see `Noise`); None where it draws none."""
+        return None if self.noise is None else self.noise.position
+
+    def with_noise_at(self, key: Tensor, draws: int) -> Network:
+        """The network as it draws from there on."""
+        return self if self.noise is None else replace(self, noise=self.noise.at(key, draws))
+
     def at_test(self, running: Meta) -> Network:
         """The same network as it predicts: with the moving averages, if it keeps any."""
         return replace(self, running=running) if self.tracks else self

@@ -171,6 +171,25 @@ def test_the_next_episodes_are_made_while_nobody_waits() -> None:
     assert (4, 4) not in [a[:2] for a in asked[2:]]
 
 
+def test_episodes_that_lie_apart_are_made_ahead_too() -> None:
+    """As one of three processes asks for them, which share a list; then for the list again."""
+    plain = bank().episodes(3, 1, 2, 0, "train")
+    asked: list[int] = []
+
+    class Watched:
+        item_shape, outputs, classes = plain.item_shape, plain.outputs, plain.classes
+
+        def __call__(self, first: int, count: int) -> EpisodeBatch:
+            asked.append(first)
+            return plain(first, count)
+
+    ahead = Ahead(Watched())
+    for first in (4, 16, 28, 4, 16):
+        assert torch.equal(ahead(first, 4).query_x, plain(first, 4).query_x)
+    ahead(28, 4)
+    assert asked[:-1] == [4, 8, 16, 28, 40, 4, 16, 28]  # one guess of each list was wrong
+
+
 def test_what_goes_wrong_in_the_thread_is_told() -> None:
     plain = bank().episodes(3, 1, 2, 0, "train")
 
