@@ -34,7 +34,7 @@ def _named(module: Any, base: type, without: set[str]) -> dict[str, Any]:
 
 def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[str, Any]) -> Optimizer:
     """`torch.optim.NAME(weights, lr=lr, **args)`. Raises `InputError` for an unknown name or argument."""
-    known = {n: plain(c) for n, c in _named(torch.optim, Optimizer, _NEED_MORE).items()}
+    known: dict[str, Any] = {n: plain(c) for n, c in _named(torch.optim, Optimizer, _NEED_MORE).items()}
     if name not in known:
         raise InputError(f"train.optimizer: no optimizer '{name}' in torch.optim; {did_you_mean(name, known)}")
     if "lr" in args:
