@@ -124,13 +124,13 @@ class CheckpointSettings:
 class DeviceSettings:
     """Where and in what portions to compute. Nothing here changes what is computed.
 
-    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU;
-    `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
-    the disk as they are needed.
+    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time (None: by the device's
+    memory and the size of a task); `threads` on the CPU; `data_budget` GB of each split's items may lie on the device
+    (None: half of what is free there), more are read from the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
     chunk: int | None = setting(None, least=1)
-    eval_batch: int = setting(50, least=1)
+    eval_batch: int | None = setting(None, least=1)
     threads: int | None = setting(None, least=1)
     data_budget: float | None = setting(None, least=0)

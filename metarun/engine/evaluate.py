@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.counter import mix
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.host import Pool
+from metarun.engine.portions import tasks_at_once
 from metarun.engine.step import per_task
 from metarun.measures import Measure
 from metarun.types import Algorithm, Episode, EpisodeBatch, Episodes, HostSide, Meta, Net, Sampler
@@ -69,12 +70,16 @@ def task_values(
     meta: Meta,
     episodes: Episodes,
     tasks: int,
-    batch: int,
+    batch: int | None,
     measure: Measure,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes."""
-    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, batch, ranks)
+    """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes.
+
+    They are taken `batch` at a time; None: as many as `tasks_at_once` says.
+    """
+    portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
+    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, portion, ranks)
 
 
 def outcomes(
@@ -83,24 +88,25 @@ def outcomes(
     meta: Meta,
     episodes: Sampler,
     tasks: int,
-    batch: int,
+    batch: int | None,
     measures: Sequence[Measure],
     *,
     seed: int = 0,
     workers: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Outcomes:
-    """All there is to know of the first `tasks` episodes, `batch` at a time.
+    """All there is to know of the first `tasks` episodes, `batch` at a time (None: as many as `tasks_at_once` says).
 
     They are judged by `measures`, and followed along the inner steps by the first of them. A method that answers
     outside torch does so in `workers` processes (None: one for each core), and draws what is random in it from `seed`
     and the task's number. `ranks` take whole batches in turn, and all come to know everything.
     """
     pool = Pool(workers)
+    portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
     parts: list[Outcomes] = []
     with torch.no_grad():
-        for first in ranks.dealt(range(0, tasks, batch)):
-            count = min(batch, tasks - first)
+        for first in ranks.dealt(range(0, tasks, portion)):
+            count = min(portion, tasks - first)
             drawn, classes = episodes(first, count), episodes.classes(first, count)
             if isinstance(algorithm, HostSide):
                 found = _fitted(algorithm, net, meta, drawn, measures, _seeds(seed, first, count), pool)

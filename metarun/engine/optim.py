@@ -34,13 +34,13 @@ def _named(module: Any, base: type, without: set[str]) -> dict[str, Any]:
 
 def make_optimizer(name: str, weights: Iterable[Tensor], lr: float, args: dict[str, Any]) -> Optimizer:
     """`torch.optim.NAME(weights, lr=lr, **args)`. Raises `InputError` for an unknown name or argument."""
-    known = _named(torch.optim, Optimizer, _NEED_MORE)
+    known: dict[str, Any] = {n: plain(c) for n, c in _named(torch.optim, Optimizer, _NEED_MORE).items()}
     if name not in known:
         raise InputError(f"train.optimizer: no optimizer '{name}' in torch.optim; {did_you_mean(name, known)}")
     if "lr" in args:
         raise InputError(f"train.optimizer_args: holds lr={args['lr']}, which is train.lr's to say; set train.lr")
     try:
-        return plain(known[name])(list(weights), lr=lr, **args)
+        return known[name](list(weights), lr=lr, **args)
     except (TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"train.optimizer_args: torch.optim.{name} refuses {args}: {e}") from None
 

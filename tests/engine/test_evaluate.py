@@ -47,7 +47,7 @@ def test_the_batch_size_changes_nothing(name: str, statistics: str) -> None:
         (algorithm.predict(tested, meta, task).argmax(1) == task.query_y).double().mean()
         for task in one_by_one(episodes(0, 10))
     ]
-    for batch in (1, 3, 10, 50):
+    for batch in (1, 3, 10, 50, None):
         found = task_values(algorithm, tested, meta, episodes, 10, batch, ACCURACY)
         torch.testing.assert_close(found.double(), torch.stack(by_hand), atol=1e-6, rtol=0)
     assert len(set(map(float, by_hand))) > 1

@@ -1,0 +1,37 @@
+"""How many tasks an evaluation takes at a time: enough to fill the device, few enough for its memory."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+import torch
+
+from metarun.types import Episodes, Meta
+
+MAPS = 64
+"""feature maps as large as an image, the most that the usual networks make of it"""
+ALIVE = 4
+"""such layers, and copies of the weights, that there are at once"""
+CPU_BYTES = 2**30
+"""of a CPU's memory; more makes no evaluation faster there"""
+GPU_PART = 1 / 4
+"""of a GPU's"""
+PORTIONS, FILLED = 8, 50
+"""An evaluation has so many portions at least, for as many GPUs, unless they would be of fewer tasks than this."""
+
+
+def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta) -> int:
+    """`asked`, or how many of so many `tasks`, all taken to be like the first, to evaluate at a time; 1 or more.
+
+    Goes by the sizes of items and weights and by the device's whole memory, never by what is free in it: the same
+    evaluation is always cut into the same portions, and so gives the same bits.
+    """
+    if asked is not None:
+        return asked
+    task = episodes(0, 1)
+    x = task.support_x
+    items, shape = x.shape[1] + task.query_x.shape[1], x.shape[2:]
+    numbers = items * max(prod(shape), MAPS * prod(shape[1:])) + sum(w.numel() for w in meta.values())
+    whole = GPU_PART * torch.cuda.get_device_properties(x.device).total_memory if x.is_cuda else CPU_BYTES
+    fit = int(whole / (numbers * ALIVE * x.element_size()))
+    return max(1, min(fit, max(FILLED, ceil(tasks / PORTIONS))))

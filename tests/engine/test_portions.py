@@ -1,0 +1,48 @@
+"""How many tasks at a time: by the size of a task and what there is to do, the same every time."""
+
+from __future__ import annotations
+
+import torch
+
+from metarun.engine.portions import CPU_BYTES, FILLED, PORTIONS, tasks_at_once
+from metarun.types import Episode, EpisodeBatch, Meta
+
+
+class Tasks:
+    """Of one size; counts how many are drawn."""
+
+    def __init__(self, items: int, *shape: int) -> None:
+        self.items, self.shape, self.drawn = items, shape, 0
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        self.drawn += count
+        x = torch.empty(count, self.items, *self.shape)
+        return Episode(x, x, x, x)
+
+
+OMNIGLOT = (1, 28, 28)
+SMALL: Meta = {"w": torch.zeros(100_000)}
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    tasks = Tasks(5, *OMNIGLOT)
+    assert tasks_at_once(7, tasks, 1000, SMALL) == 7
+    assert tasks.drawn == 0
+
+
+def test_small_tasks_are_divided_among_the_devices_there_may_be() -> None:
+    assert tasks_at_once(None, Tasks(5, *OMNIGLOT), 80 * PORTIONS, SMALL) == 80
+    assert tasks_at_once(None, Tasks(5, *OMNIGLOT), 200, SMALL) == FILLED
+    assert tasks_at_once(None, Tasks(5, 20), 10, {}) == FILLED
+
+
+def test_large_tasks_are_as_many_as_fit() -> None:
+    pictures = Tasks(40, 3, 84, 84)
+    at_once = tasks_at_once(None, pictures, 600, SMALL)
+    item = 64 * 84 * 84 * 4  # the first layer of a usual network
+    assert 1 <= at_once < FILLED
+    assert at_once * 2 * pictures.items * item < CPU_BYTES
+    assert tasks_at_once(None, Tasks(400, 3, 84, 84), 600, SMALL) == 1
+    heavy = {"w": torch.empty(CPU_BYTES // 40, device="meta")}
+    assert tasks_at_once(None, Tasks(5, *OMNIGLOT), 600, heavy) == 2
+    assert tasks_at_once(None, Tasks(5, 3 * 10**6), 600, SMALL) < tasks_at_once(None, Tasks(5, 3), 600, SMALL)
