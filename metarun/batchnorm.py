@@ -45,6 +45,11 @@ def _total(x: Tensor) -> Tensor:
     return x.sum(3, keepdim=True).sum(1, keepdim=True)
 
 
+def _wide(*given: Tensor) -> tuple[Tensor, ...]:
+    """In single precision at least: what is summed up here is summed up there."""
+    return tuple(t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in given)
+
+
 def _masked(g: Tensor, y: Tensor, slope: float | None) -> Tensor:
     """The gradient `g` of what the ReLU gave, y, taken back through it."""
     return g if slope is None else torch.ops.aten.leaky_relu_backward(g, y, slope, True)
@@ -53,13 +58,14 @@ def _masked(g: Tensor, y: Tensor, slope: float | None) -> Tensor:
 class _Norm(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        dtype, (x,) = x.dtype, _wide(x)
         mean, var = moments(x)
         scale = w * torch.rsqrt(var + eps)
         # `addcmul` would do both at once, but not with vector instructions where its arguments are broadcast.
         y = (x * scale).add_(b - mean * scale)
         if slope is not None:
             y = y.relu_() if slope == 0 else F.leaky_relu_(y, slope)
-        return y, mean, var
+        return y.to(dtype), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -90,12 +96,13 @@ class _Gradient(Function):
     def forward(
         g: Tensor, x: Tensor, y: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype, (g, x, y) = x.dtype, _wide(g, x, y)
         m, r, g = x.shape[1] * x.shape[3], torch.rsqrt(var + eps), _masked(g, y, slope)
         gb = _total(g)
         gw = (_total(g * x) - mean * gb) * r
         of_x = -w * r * r * gw / m
         gx = (x * of_x).sub_(w * r * gb / m + of_x * mean).addcmul_(g, w * r)
-        return gx, gw, gb
+        return gx.to(dtype), gw, gb
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -110,6 +117,7 @@ class _Gradient(Function):
         s = w r Q + to_gw gw + to_gb gb. What x moves it moves through xhat and through r.
         """
         (g, x, y, w, mean, var, gw, gb), (to_gx, to_gw, to_gb) = ctx.saved_tensors, slopes
+        dtype, (g, x, y, to_gx) = x.dtype, _wide(g, x, y, to_gx)
         if torch.is_grad_enabled():
             mean, var = moments(x)  # a third order is wanted: it goes through these too
         m, r = x.shape[1] * x.shape[3], torch.rsqrt(var + ctx.eps)
@@ -126,7 +134,7 @@ class _Gradient(Function):
         mean_e_xhat = (e_to * b + e_g * gw) / m
         of_xhat = -r * mean_e_xhat - w * q * r * r / m
         for_x = (x * (of_xhat * r)).sub_(r * mean_e + of_xhat * r * mean).add_(g * (r * e_g)).add_(to_gx * (r * e_to))
-        return _masked(for_g, y, ctx.slope), for_x, None, r * q, None, None, None, None
+        return _masked(for_g, y, ctx.slope).to(dtype), for_x.to(dtype), None, r * q, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

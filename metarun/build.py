@@ -55,7 +55,7 @@ def networks(plan: Plan, net: Net) -> Callable[[int], Net]:
 
     @cache
     def of_way(way: int) -> Net:
-        return plan.model(item_shape=net.item_shape, outputs=way)
+        return as_trained(plan, plan.model(item_shape=net.item_shape, outputs=way))
 
     return lambda step: of_way(made.at(step * made.batch)[0])
 
@@ -87,6 +87,11 @@ def training(plan: Plan, bank: Bank) -> Bank:
 
 def network(plan: Plan, episodes: Sampler) -> Net:
     return plan.model(item_shape=episodes.item_shape, outputs=episodes.outputs)
+
+
+def as_trained(plan: Plan, net: Net) -> Net:
+    """A network in the precision that training has."""
+    return net.in_bf16() if plan.device.precision == "bf16" else net
 
 
 def serves(plan: Plan, tree: Tree, net: Net, kind: str, node: str) -> None:

@@ -186,7 +186,7 @@ class Helpers:
             with self._said(world.rank).open("wb") as said:
                 return subprocess.Popen(
                     [sys.executable, "-P", "-m", "metarun"],
-                    env=os.environ | self._network | own,
+                    env=env,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,

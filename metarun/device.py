@@ -12,16 +12,26 @@ from metarun.types import InputError
 
 
 def pick(settings: DeviceSettings) -> torch.device:
-    """`auto` takes a GPU when there is one. Raises `InputError` for `cuda` without one."""
+    """`auto` takes a GPU when there is one. Raises `InputError` for `cuda`, or what only CUDA has, without one."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     there = torch.cuda.is_available()
     if settings.kind == "cuda" and not there:
         raise InputError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto")
     if there and settings.kind != "cpu":
+        allow_tf32(False)
         return torch.device("cuda")
+    if settings.precision == "tf32":
+        raise InputError("device.precision=tf32: is a GPU's, and this runs on the CPU; set device.precision=fp32")
     keep_memory()
     return torch.device("cpu")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether products and convolutions of a GPU may take 10 bits of their factors' fractions; torch lets convolutions
+    do so unless it is told. They always sum in single precision."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"  # pyright: ignore
 
 
 def keep_memory() -> None:

@@ -112,7 +112,9 @@ class Norm:
             y, mean, var = batch_norm(x, meta[f"{name}.weight"], meta[f"{name}.bias"], eps, slope)
             self._collect(name, mean, var)
             return y
-        y = self._apart(meta, name, x, eps)
+        # Statistics are summed up in single precision at least, as `batch_norm` does for itself.
+        low = x.dtype == torch.bfloat16 and self.kind != "none"
+        y = self._apart(meta, name, x.float(), eps).bfloat16() if low else self._apart(meta, name, x, eps)
         return y if slope is None else F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
 
     def _apart(self, meta: Meta, name: str, x: Tensor, eps: float) -> Tensor:

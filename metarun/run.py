@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from metarun import checkpoint, config, runs
-from metarun.build import network, networks, sampler, serves, training, trains
+from metarun.build import as_trained, network, networks, sampler, serves, training, trains
 from metarun.company import Company, company
+from metarun.computing import computing
 from metarun.config import Plan, Tree
 from metarun.device import budget, describe, pick
 from metarun.engine.distributed import Ranks, Vote
@@ -83,7 +84,7 @@ def prepare(tree: Tree) -> Session:
     val = wrong.about(lambda: sampler(plan, "val", banks["val"].to(device, room)))
     wrong.about(lambda: sampler(plan, "test", banks["test"]))  # evaluation's alone; here for whether it can be done
     wrong.end()
-    net, test_net = network(plan, train), network(plan, val)
+    net, test_net = as_trained(plan, network(plan, train)), network(plan, val)
     wrong.about(lambda: serves(plan, tree, net, banks["train"].kind, "task"))
     wrong.about(lambda: serves(plan, tree, test_net, banks["val"].kind, "eval"))
     wrong.end()
@@ -166,7 +167,7 @@ def assist(ranks: Ranks, tree: Tree, content: dict[str, Any] | None) -> Callable
         def ignore(*said: Any) -> None:
             pass
 
-        _trained(session, state, ranks, log=ignore, save=ignore, tick=ignore)
+        _trained(session, state, ranks, log=ignore, save=ignore, tick=ignore, say=ignore)
 
     return work
 
@@ -202,7 +203,7 @@ def _fit(session: Session, tree: Tree, folder: Path, others: Company, resumed: b
             def save(which: str, state: TrainState) -> None:
                 checkpoint.save(folder / "checkpoints" / f"{which}.pt", state)
 
-            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick)
+            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick, say=console.say)
             console.end_progress()
             if stopped:
                 console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
@@ -235,6 +236,7 @@ def _trained(
     log: Callable[[dict[str, Any]], None],
     save: Callable[[str, TrainState], None],
     tick: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> int:
     """Trains to the end, 0, or until a signal that any of the ranks receives: its number. The same on all ranks."""
     plan, vote, heard = session.plan, Vote(ranks), 0
@@ -267,6 +269,7 @@ def _trained(
             stop=stop,
             net_at=networks(plan, session.net),
             ranks=ranks,
+            compute=computing(plan, session.device, state, session.train, ranks, say),
         )
     return 0 if ended else heard
 

@@ -147,6 +147,10 @@ class Net(Protocol):
         """The net as it goes on from such a position: to compute again what was computed there."""
         ...
 
+    def in_bf16(self) -> Net:
+        """The net with its trunk's products in bfloat16, and all else in single precision."""
+        ...
+
     def at_test(self, running: Meta) -> Net: ...
 
 

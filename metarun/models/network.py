@@ -36,6 +36,8 @@ class Network(ABC):
     """the moving averages; None while training"""
     noise: Noise | None = field(default=None, compare=False)
     """what dropout draws from; None where nothing is dropped: everywhere but in training"""
+    low: frozenset[str] = frozenset()
+    """the trunk's weights that are used in bfloat16, if any; images and what is made of them then are so too"""
     norm: str = setting("batch", choices=("batch", "group", "layer", "none"))
     statistics: str = setting("batch", choices=STATISTICS)
     groups: int = setting(8, least=1)
@@ -103,6 +105,12 @@ class Network(ABC):
         """The network as it draws from there on."""
         return self if self.noise is None else replace(self, noise=self.noise.at(key, draws))
 
+    def in_bf16(self) -> Network:
+        """The same network with its trunk in bfloat16, as it computes (Micikevicius et al. 2018): weights and their
+        gradients, norms' statistics and all that follows have single precision."""
+        norms = {f"{name}.{part}" for name in self.norm_names for part in ("weight", "bias")}
+        return replace(self, low=frozenset(self.trunk_init(Generator(), self._norm())) - norms)
+
     def at_test(self, running: Meta) -> Network:
         """The same network as it predicts: with the moving averages, if it keeps any."""
         return replace(self, running=running) if self.tracks else self
@@ -123,9 +131,15 @@ class Network(ABC):
         """
         if support is None or self.norm != "batch" or self.statistics != "support":
             collected = moments if self.tracks and self.running is None else None
-            return self.trunk(meta, x, self._norm(running=self.running, collected=collected))
+            return self._trunk(meta, x, self._norm(running=self.running, collected=collected))
         rows = len(support)
-        return self.trunk(meta, torch.cat([support, x]), self._norm(support=rows))[rows:]
+        return self._trunk(meta, torch.cat([support, x]), self._norm(support=rows))[rows:]
+
+    def _trunk(self, meta: Meta, x: Tensor, norm: Norm) -> Tensor:
+        if not self.low:
+            return self.trunk(meta, x, norm)
+        low = {name: meta[name].bfloat16() for name in self.low}
+        return self.trunk({**meta, **low}, x.bfloat16(), norm).float()
 
     def head(self, meta: Meta, features: Tensor) -> Tensor:
         """(n, feature_size) -> (n, outputs)"""
@@ -145,7 +159,7 @@ class Network(ABC):
     def moments(self, meta: Meta, x: Tensor) -> Meta:
         """The batch statistics of every norm on x, by name: what the moving averages average."""
         collected: Meta = {}
-        self.trunk(meta, x, self._norm(collected=collected))
+        self._trunk(meta, x, self._norm(collected=collected))
         return collected
 
     def fresh_running(self) -> Meta:

@@ -1,0 +1,40 @@
+"""How a run's device does its part of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.config import Plan
+from metarun.device import allow_tf32
+from metarun.engine.distributed import Ranks
+from metarun.engine.graph import Recorded, recordable
+from metarun.engine.loop import Computed, computed
+from metarun.engine.state import TrainState
+from metarun.types import Sampler
+
+
+def computing(
+    plan: Plan, device: torch.device, state: TrainState, episodes: Sampler, ranks: Ranks, say: Callable[[str], None]
+) -> Computed:
+    """As the device's settings would have it; `say` tells what was not possible."""
+    compute = with_tf32(computed) if plan.device.precision == "tf32" else computed
+    if device.type != "cuda" or not plan.device.graph or ranks.count > 1 or not episodes.steady:
+        return compute
+    return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
+
+
+def with_tf32(compute: Computed) -> Computed:
+    """`compute` with it, and what comes after without."""
+
+    def within(*args: Any) -> dict[str, Tensor]:
+        allow_tf32(True)
+        try:
+            return compute(*args)
+        finally:
+            allow_tf32(False)
+
+    return within
