@@ -19,9 +19,7 @@ def nested(node: Mapping[str, Any], where: str, **defaults: Any) -> Dataset:
     `defaults` are for those settings that it has. Raises `InputError` for a name or a setting that there is not.
     """
     name, known = node.get("name"), REGISTRY["dataset"]
-    if (
-        isinstance(name, str) and name not in known
-    ):  # a run imports the datasets that its config names, and this one has named one more
+    if isinstance(name, str) and name not in known:  # a run imports what its config names, and here is one more name
         for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
             importlib.import_module(f"{__package__}.{module.name}")
     if not isinstance(name, str) or name not in known:
