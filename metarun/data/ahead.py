@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
+from metarun.counter import Number
 from metarun.types import EpisodeBatch, Sampler
 
 
@@ -30,10 +31,11 @@ class Ahead:
     def outputs(self) -> int:
         return self._sampler.outputs
 
-    def classes(self, first: int, count: int) -> Tensor | None:
+    def classes(self, first: Number, count: int) -> Tensor | None:
         return self._sampler.classes(first, count)
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
+        first = int(first)
         ready = self._next[1] if self._next is not None and self._next[0] == (first, count) else None
         episodes = self._sampler(first, count) if ready is None else ready.result()
         if self._last is not None and first > self._last:  # else it is the first time, or a list's start again

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metarun.counter import counted, mix, uniform
+from metarun.counter import Number, counted, mix, uniform
 from metarun.data.sampler import LEAST, EpisodeSampler, stream
 from metarun.types import EpisodeBatch
 
@@ -64,20 +64,20 @@ class VariedSampler:
     def cap(self) -> int:
         return int(self.largest.bank.sizes.min()) - self.largest.query
 
-    def _of_shape(self, first: int) -> EpisodeSampler:
-        way, shot = self.shapes.at(first)
+    def _of_shape(self, first: Number) -> EpisodeSampler:
+        way, shot = self.shapes.at(int(first))
         return replace(self.largest, way=way, shot=shot)
 
-    def _weights(self, first: int, count: int, way: int) -> Tensor:
+    def _weights(self, first: Number, count: int, way: int) -> Tensor:
         """(count, way) a uniform number for each class of each episode"""
         device = self.largest.bank.device
         task = mix(counted(first, count, device) + stream(self.shapes.seed, "unequal shots"))
         return uniform(mix(task[:, None] + torch.arange(way, device=device)))
 
-    def classes(self, first: int, count: int) -> Tensor:
+    def classes(self, first: Number, count: int) -> Tensor:
         return self._of_shape(first).classes(first, count)
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         """Episodes `first` to `first + count - 1`, which must be of one meta-batch."""
         plain = self._of_shape(first)
         if self.balanced or plain.shot == 1:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from metarun.counter import mix
+from metarun.counter import Number, mix
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
-from metarun.engine.step import train_step
+from metarun.engine.step import update
 from metarun.measures import Measure
 from metarun.settings import TrainSettings
 from metarun.types import Algorithm, Episodes, Net, TrainingError
@@ -23,6 +23,33 @@ from metarun.types import Algorithm, Episodes, Net, TrainingError
 Row = dict[str, Any]
 EPISODES = "episodes"
 """the phase of a step in which they are drawn, as a profile has it"""
+
+
+def computed(
+    algorithm: Algorithm,
+    net: Net,
+    state: TrainState,
+    episodes: Episodes,
+    settings: TrainSettings,
+    first: Number,
+    ticket: int,
+    chunk: int | None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Tensor]:
+    """What the device does of a step, episodes and all; its mean metrics, still there.
+
+    `first` is the number of the meta-batch's first episode, `ticket` the run's first.
+    """
+    part = ranks.part(settings.meta_batch)
+    own, share = first + part.start, len(part) / settings.meta_batch
+    with record_function(EPISODES):
+        drawn = episodes(own, len(part))
+    penalty = (settings.l1, settings.l2)
+    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share)
+
+
+Computed = Callable[..., dict[str, Tensor]]
+"""`computed`, or what does the same in another way"""
 
 
 def fit(
@@ -43,6 +70,7 @@ def fit(
     stop: Callable[[], bool],
     net_at: Callable[[int], Net] | None = None,
     ranks: Ranks = ALONE,
+    compute: Computed = computed,
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
@@ -53,13 +81,15 @@ def fit(
     tick(step)          after every step; must not wait for the device
     ranks               share each meta-batch; `stop` and `validate` must give the same on all of them
 
+    compute             how the device does its part of a step
+
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
     ticket = tickets(seed)
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
         net = net if net_at is None else net_at(state.step)
-        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks))
+        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute))
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
 
@@ -104,14 +134,13 @@ def meta_update(
     ticket: int,
     chunk: int | None,
     ranks: Ranks = ALONE,
+    compute: Computed = computed,
 ) -> dict[str, Tensor]:
     """The next step of a run, episodes and all; its mean metrics, still on the device. `ticket`: the run's first."""
-    part = ranks.part(settings.meta_batch)
-    first, share = state.step * settings.meta_batch + part.start, len(part) / settings.meta_batch
-    with record_function(EPISODES):
-        drawn = episodes(first, len(part))
-    now, penalty = algorithm.at_step(state.step, settings.iterations), (settings.l1, settings.l2)
-    return train_step(now, net, state, drawn, chunk, settings.clip, penalty, ticket + first, ranks, share)
+    first, now = state.step * settings.meta_batch, algorithm.at_step(state.step, settings.iterations)
+    metrics = compute(now, net, state, episodes, settings, first, ticket, chunk, ranks)
+    state.advance()
+    return metrics
 
 
 def _finite(state: TrainState) -> dict[str, float]:

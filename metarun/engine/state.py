@@ -31,6 +31,12 @@ class TrainState:
     count: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
+    def advance(self) -> None:
+        """What the host does of a meta-update."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step += 1
+
     def add(self, metrics: dict[str, Tensor]) -> None:
         for name, value in metrics.items():
             self.totals[name] = self.totals[name] + value if name in self.totals else value

@@ -6,7 +6,7 @@ Nothing in a step waits for the device: metrics stay tensors until the loop read
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def add_penalty(meta: Meta, l1: float, l2: float) -> None:
                 w.grad.add_(l1 * w.sign() + 2 * l2 * w)
 
 
-def train_step(
+def update(
     algorithm: Algorithm,
     net: Net,
     state: TrainState,
@@ -107,7 +107,7 @@ def train_step(
     ranks: Ranks = ALONE,
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Moves `state` one meta-update on; returns the mean metrics, still on the device.
+    """What the device does of a meta-update; returns the mean metrics, still there.
 
     `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
     `episodes` are the part `share` of the meta-batch; the rest is the other `ranks`', and all of them make this step.
@@ -122,9 +122,15 @@ def train_step(
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(list(state.meta.values()), clip)
         state.optimizer.step()
-        if state.scheduler is not None:
-            state.scheduler.step()
         for name, value in moments.items():
             state.running[name].lerp_(value, MOMENTUM)
-    state.step += 1
+    return metrics
+
+
+def train_step(
+    algorithm: Algorithm, net: Net, state: TrainState, episodes: EpisodeBatch, *args: Any, **more: Any
+) -> dict[str, Tensor]:
+    """Moves `state` one meta-update on (see `update`)."""
+    metrics = update(algorithm, net, state, episodes, *args, **more)
+    state.advance()
     return metrics
