@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from metarun.hints import did_you_mean
@@ -13,10 +16,12 @@ from metarun.types import REGISTRY, Dataset, InputError
 def nested(node: Mapping[str, Any], where: str, **defaults: Any) -> Dataset:
     """The dataset of a node {name: NAME, SETTING: VALUE, ...} that stands at `where` in the config.
 
-    `defaults` are for those settings that it has. Raises `InputError` for a name or a setting that there is not. That
-    all datasets are registered is the registry's to see to, which has found the one that asks.
+    `defaults` are for those settings that it has. Raises `InputError` for a name or a setting that there is not.
     """
     name, known = node.get("name"), REGISTRY["dataset"]
+    if isinstance(name, str) and name not in known:  # a run imports what its config names, and here is one more name
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+            importlib.import_module(f"{__package__}.{module.name}")
     if not isinstance(name, str) or name not in known:
         raise InputError(f"{where}.name: no dataset is called '{name}'; {did_you_mean(str(name), known)}")
     cls = known[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from metarun.counter import Number
 from metarun.engine.portions import CPU_BYTES, FILLED, PORTIONS, tasks_at_once
 from metarun.types import Episode, EpisodeBatch, Meta
 
@@ -14,7 +15,7 @@ class Tasks:
     def __init__(self, items: int, *shape: int) -> None:
         self.items, self.shape, self.drawn = items, shape, 0
 
-    def __call__(self, first: int, count: int) -> EpisodeBatch:
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
         self.drawn += count
         x = torch.empty(count, self.items, *self.shape)
         return Episode(x, x, x, x)
