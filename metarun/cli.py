@@ -56,7 +56,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ± where there is only ASCII is no reason to stop
     try:
-        code = dispatch(sys.argv[1:])
+        code = _among_others(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         # While training, a run ends itself and says how to go on; here there was nothing to save yet, or any more.
@@ -67,6 +67,23 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)
+
+
+def _among_others(args: list[str]) -> int:
+    """`dispatch`, unless this is one of many processes that share a run and not the first of them."""
+    from metarun import world
+
+    here, more = world.found(os.environ, args)
+    if here is None:
+        return dispatch(args)
+    if here.rank == 0:
+        from metarun.company import lead
+
+        return lead(here, more, lambda: dispatch(args))
+    from metarun.company import serve
+    from metarun.helping import JOBS
+
+    return serve(here, more, JOBS)
 
 
 def dispatch(args: list[str]) -> int:

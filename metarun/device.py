@@ -47,8 +47,8 @@ def budget(settings: DeviceSettings, device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
 
 
-def describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def describe(device: torch.device, processes: int = 1) -> str:
     threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+    cpu = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+    one = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return one if processes == 1 else f"{processes} processes, each {one}"

@@ -18,8 +18,8 @@ from metarun.device import describe
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pillow", "scikit-learn")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """One session of a run: when, what was typed, with which versions, on what machine."""
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """One session of a run: when, what was typed, with which versions, on what machine, by how many processes."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.orig_argv[1:],
@@ -28,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "device": describe(device),
+        "device": describe(device, processes),
     }
 
 

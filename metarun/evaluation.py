@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
 from pathlib import Path
@@ -11,13 +11,16 @@ import torch
 
 from metarun import checkpoint, config, runs
 from metarun.build import network, sampler, serves, trains
+from metarun.company import Company, company
 from metarun.comparison import Seeds, Versus, alike
 from metarun.config import Plan, Tree
 from metarun.confusion import Confusion
 from metarun.device import budget, pick
+from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.evaluate import Outcomes, joined, outcomes, queries_see_one_another, score
 from metarun.pictures import Gallery
 from metarun.report import Report, draw, show, write
+from metarun.settings import DeviceSettings
 from metarun.types import Bank, InputError, Meta, Net, Sampler
 
 METHOD = ("steps", "statistics", "classifier")
@@ -121,19 +124,36 @@ def _classical(algo: Tree, classifier: str) -> Tree:
     return own | {"classifier": classifier}
 
 
-def examined(subject: Subject) -> Outcomes:
+def examined(subject: Subject, others: Company) -> Outcomes:
     """The evaluation itself."""
-    plan = subject.plan
+    running = subject.net.running or {}
+    others.call("examine", tree=subject.tree, split=subject.split, meta=subject.meta, running=running)
+    return _outcomes(subject.plan, subject.net, subject.meta, subject.bank, subject.episodes, others.ranks)
+
+
+def assist(ranks: Ranks, tree: Tree, split: str, meta: Meta, running: Meta) -> Callable[[], None]:
+    """What another process than the first does of the evaluation of a `Subject`, of which this is what it needs."""
+    plan = config.read(tree)
+    bank, _ = Banks(split).of(plan)
+    episodes = sampler(plan, split, bank)
+    device = pick(plan.device)
+    meta, running = ({n: w.to(device) for n, w in part.items()} for part in (meta, running))
+    net = network(plan, episodes).at_test(running)
+    return lambda: _outcomes(plan, net, meta, bank, episodes, ranks) and None
+
+
+def _outcomes(plan: Plan, net: Net, meta: Meta, bank: Bank, episodes: Sampler, ranks: Ranks) -> Outcomes:
     return outcomes(
         plan.algorithm,
-        subject.net,
-        subject.meta,
-        subject.episodes,
+        net,
+        meta,
+        episodes,
         plan.eval.episodes,
         plan.device.eval_batch,
-        subject.bank.measures,
+        bank.measures,
         seed=plan.seed,
-        workers=plan.device.threads,
+        workers=plan.device.threads if ranks == ALONE else torch.get_num_threads(),
+        ranks=ranks,
     )
 
 
@@ -165,10 +185,10 @@ def report(subject: Subject, found: Outcomes) -> Report:
     )
 
 
-def measure(tree: Tree, folder: Path, which: str, split: str) -> Report:
+def measure(tree: Tree, folder: Path, which: str, split: str, others: Company) -> Report:
     """Evaluates checkpoint `which` of a run on the fixed episodes of `split`."""
     subject = rebuilt(tree, folder, which, Banks(split))
-    return report(subject, examined(subject))
+    return report(subject, examined(subject, others))
 
 
 def evaluate(asked: Tree, into: Path | None) -> int:
@@ -177,13 +197,14 @@ def evaluate(asked: Tree, into: Path | None) -> int:
     Its results go into the folder `into`, or a new one.
     """
     how = _over_seeds if asked["runs"] else _versus if asked["versus"] else _one
-    return how(asked, Banks(asked["eval"]["split"]), into)
+    with company(DeviceSettings(**asked["device"]), asked["plugins"]) as others:
+        return how(asked, Banks(asked["eval"]["split"]), into, others)
 
 
-def _one(asked: Tree, banks: Banks, into: Path | None) -> int:
+def _one(asked: Tree, banks: Banks, into: Path | None, others: Company) -> int:
     folder = runs.find(asked["run"], "run")
     subject = rebuilt(changed(folder, asked), folder, asked["checkpoint"], banks, asked["eval"]["classifier"])
-    own = report(subject, examined(subject))
+    own = report(subject, examined(subject, others))
     out = runs.claim("eval", own.tree, into)
     write(own, out)
     draw(own, out, print)
@@ -191,7 +212,7 @@ def _one(asked: Tree, banks: Banks, into: Path | None) -> int:
     return _told(out)
 
 
-def _versus(asked: Tree, banks: Banks, into: Path | None) -> int:
+def _versus(asked: Tree, banks: Banks, into: Path | None, others: Company) -> int:
     folder, other = runs.find(asked["run"], "run"), runs.find(asked["versus"], "versus")
     a = rebuilt(changed(folder, asked), folder, asked["checkpoint"], banks, asked["eval"]["classifier"])
     tree = changed(other, asked, METHOD) | {"eval": a.tree["eval"]}
@@ -204,7 +225,7 @@ def _versus(asked: Tree, banks: Banks, into: Path | None) -> int:
         b = rebuilt(tree, other, asked["checkpoint"], banks)
     except InputError as e:
         raise InputError(f"versus={asked['versus']}: {e}") from None
-    both = Versus(*(report(subject, examined(subject)) for subject in (a, b)))
+    both = Versus(*(report(subject, examined(subject, others)) for subject in (a, b)))
     out = runs.claim("eval", both.a.tree, into)
     write(both.a, out, both.json(), {"versus": both.b})
     draw(both.a, out, print, both.lines)
@@ -212,7 +233,7 @@ def _versus(asked: Tree, banks: Banks, into: Path | None) -> int:
     return _told(out)
 
 
-def _over_seeds(asked: Tree, banks: Banks, into: Path | None) -> int:
+def _over_seeds(asked: Tree, banks: Banks, into: Path | None, others: Company) -> int:
     folders = many(asked["runs"])
     trees = [changed(folder, asked) for folder in folders]
     folders, trees = zip(*sorted(zip(folders, trees), key=lambda pair: pair[1]["seed"]))
@@ -221,7 +242,7 @@ def _over_seeds(asked: Tree, banks: Banks, into: Path | None) -> int:
     subjects = [rebuilt(tree, folder, which, banks, classifier) for tree, folder in zip(trees, folders, strict=True)]
     if other := [subject.folder for subject in subjects if subject.data != subjects[0].data]:
         raise InputError(f"runs: the {banks.split} data of {other[0]} is not that of {folders[0]}")
-    found = [examined(subject) for subject in subjects]
+    found = [examined(subject, others) for subject in subjects]
     each = [report(*pair) for pair in zip(subjects, found, strict=True)]
     average = replace(
         report(subjects[0], averaged(found)),

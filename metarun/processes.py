@@ -45,7 +45,7 @@ def _beside(work: Callable[[T], R], items: Sequence[T], others: int) -> Iterator
     from loky import get_reusable_executor
 
     executor = get_reusable_executor(
-        others, env=dict.fromkeys(THREADS, "1"), initializer=_end_with, initargs=(os.getpid(),)
+        others, env=dict.fromkeys(THREADS, "1"), initializer=end_with, initargs=(os.getpid(),)
     )
     # The processes start with Ctrl-C blocked, for it is this one that ends them.
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -67,7 +67,7 @@ def _beside(work: Callable[[T], R], items: Sequence[T], others: int) -> Iterator
             future.cancel()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Lets this process end soon after `parent`, which may be killed and then tells nobody."""
 
     def watch() -> None:

@@ -56,6 +56,8 @@ class Profile:
 def profile(tree: Tree, wanted: Tree, asked: Path | None) -> int:
     """`metarun profile`, from a resolved config: what it finds is printed, and written to a new folder."""
     settings = made(ProfileSettings, checked(ProfileSettings, wanted, "profile"), "profile")
+    if (count := tree["device"]["processes"]) != 1:
+        raise InputError(f"device.processes={count}: metarun profile looks at one process; set device.processes=1")
     session = prepare(tree)
     if session.state is None:
         raise InputError(f"algo={tree['algo']['name']} has nothing to train, so there is no step to look at")

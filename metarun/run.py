@@ -13,8 +13,10 @@ import torch
 
 from metarun import checkpoint, config, runs
 from metarun.build import network, networks, sampler, serves, training, trains
+from metarun.company import Company, company
 from metarun.config import Plan, Tree
 from metarun.device import budget, describe, pick
+from metarun.engine.distributed import Ranks, Vote
 from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import fit
 from metarun.engine.optim import make_optimizer, make_scheduler
@@ -106,12 +108,15 @@ def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
 
 def train(tree: Tree, asked: Path | None) -> int:
     """`metarun train`: a new run from a resolved config, in the folder `asked` for or one of its own."""
-    session = prepare(tree)
-    tree = tree | {"data_root": str(session.plan.data_root.resolve())}  # as true in another folder
-    folder = runs.claim("train", tree, asked)
-    with runs.lock(folder):
-        runs.write_config(folder, tree)
-        return _fit(session, tree, folder)
+    with _company(tree) as others:
+        session = prepare(tree)
+        tree = tree | {"data_root": str(session.plan.data_root.resolve())}  # as true in another folder
+        if session.state is not None:
+            others.call("train", tree=tree, content=None)
+        folder = runs.claim("train", tree, asked)
+        with runs.lock(folder):
+            runs.write_config(folder, tree)
+            return _fit(session, tree, folder, others)
 
 
 def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
@@ -128,17 +133,49 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
                 f"train.iterations={tree['train']['iterations']}: the run is at step {content['step']} already; "
                 "give more, or leave it out"
             )
-        session = prepare(tree)
-        if content and session.state is not None:
-            checkpoint.restore(session.state, content, last)
-        runs.write_config(folder, tree)
-        return _fit(session, tree, folder, resumed=True)
+        with _company(tree) as others:
+            session = prepare(tree)
+            if session.state is not None:
+                if content:
+                    checkpoint.restore(session.state, content, last)
+                others.call("train", tree=tree, content=content)
+            runs.write_config(folder, tree)
+            return _fit(session, tree, folder, others, resumed=True)
 
 
-def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> int:
-    plan, state = session.plan, session.state
+def _company(tree: Tree) -> contextlib.AbstractContextManager[Company]:
+    """The processes that are to share a run. Raises `InputError` for a run that cannot be shared."""
+    plan = config.read(tree)
+    if plan.algorithm.supervised and plan.device.processes != 1:
+        raise InputError(
+            f"device.processes={plan.device.processes}: algo={tree['algo']['name']} trains on one batch at a time, "
+            "which is not shared among processes; set device.processes=1 (metarun eval can share its tasks)"
+        )
+    return company(plan.device, tree["plugins"], plan.train.meta_batch)
+
+
+def assist(ranks: Ranks, tree: Tree, content: dict[str, Any] | None) -> Callable[[], None]:
+    """What another process than the first does of the training of `tree`, from a checkpoint's `content`, if any."""
+    session = prepare(tree)
+    state = session.state
+    assert state is not None
+    if content:
+        checkpoint.restore(state, content, Path("last.pt"))
+
+    def work() -> None:
+        def ignore(*said: Any) -> None:
+            pass
+
+        _trained(session, state, ranks, log=ignore, save=ignore, tick=ignore)
+
+    return work
+
+
+def _fit(session: Session, tree: Tree, folder: Path, others: Company, resumed: bool = False) -> int:
+    plan, state, ranks = session.plan, session.state, others.ranks
+    others.way_out = f"go on with: metarun train resume={folder}"
     began, iterations = (state.step, plan.train.iterations) if state is not None else (0, 0)
-    other_data = runs.add_session(folder, environment(session.device) | {"data": session.digests})
+    other_data = runs.add_session(folder, environment(session.device, ranks.count) | {"data": session.digests})
     console = Console(folder / "log.txt", began, iterations)
     rows = JsonLines(folder / "metrics.jsonl", began)
     label = runs.label(tree)
@@ -152,7 +189,7 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
     code = 1
     report: Report | None = None
     try:
-        console.say(f"{label} on {describe(session.device)}: {folder}")
+        console.say(f"{label} on {describe(session.device, ranks.count)}: {folder}")
         if other_data:
             console.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
         if state is None:
@@ -160,10 +197,18 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
         else:
             if resumed:
                 console.say(f"resumed at step {state.step} of {plan.train.iterations}")
-            if stopped := _trained(session, state, folder, console, log):
-                code = stopped
+            (folder / "checkpoints").mkdir(exist_ok=True)
+
+            def save(which: str, state: TrainState) -> None:
+                checkpoint.save(folder / "checkpoints" / f"{which}.pt", state)
+
+            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick)
+            console.end_progress()
+            if stopped:
+                console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
+                code = GRACEFUL[stopped]
                 return code
-        report = measure(tree, folder, "best", "test")
+        report = measure(tree, folder, "best", "test", others)
         write(report, folder)
         draw(report, folder, console.say)
         show(report, console.say)
@@ -183,16 +228,26 @@ def _fit(session: Session, tree: Tree, folder: Path, resumed: bool = False) -> i
 
 
 def _trained(
-    session: Session, state: TrainState, folder: Path, console: Console, log: Callable[[dict[str, Any]], None]
+    session: Session,
+    state: TrainState,
+    ranks: Ranks,
+    *,
+    log: Callable[[dict[str, Any]], None],
+    save: Callable[[str, TrainState], None],
+    tick: Callable[[int], None],
 ) -> int:
-    """Trains to the end, 0, or until a signal: the exit code that goes with it."""
-    plan = session.plan
-    (folder / "checkpoints").mkdir(exist_ok=True)
+    """Trains to the end, 0, or until a signal that any of the ranks receives: its number. The same on all ranks."""
+    plan, vote, heard = session.plan, Vote(ranks), 0
 
     def validate(state: TrainState) -> Score:
         net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
         tasks, batch = plan.train.val_episodes, plan.device.eval_batch
-        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, session.measure))
+        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, session.measure, ranks))
+
+    def stop() -> bool:
+        nonlocal heard
+        heard = vote(caught[0] if caught else 0)
+        return heard > 0
 
     with _graceful() as caught:
         ended = fit(
@@ -207,16 +262,13 @@ def _trained(
             checkpoint_every=plan.checkpoint.every,
             validate=validate,
             log=log,
-            save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
-            tick=console.tick,
-            stop=lambda: bool(caught),
+            save=save,
+            tick=tick,
+            stop=stop,
             net_at=networks(plan, session.net),
+            ranks=ranks,
         )
-    console.end_progress()
-    if ended:
-        return 0
-    console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
-    return GRACEFUL[caught[0]]
+    return 0 if ended else heard
 
 
 @contextlib.contextmanager

@@ -124,13 +124,22 @@ class CheckpointSettings:
 class DeviceSettings:
     """Where and in what portions to compute. Nothing here changes what is computed.
 
-    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU;
+    `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`;
+    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU, of
+    each process;
     `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
     the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
+    processes: int | str = setting(1)
     chunk: int | None = setting(None, least=1)
     eval_batch: int = setting(50, least=1)
     threads: int | None = setting(None, least=1)
     data_budget: float | None = setting(None, least=0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.processes, str) and self.processes != "auto":
+            raise ValueError(f"processes={self.processes}: must be a whole number, or auto")
+        if isinstance(self.processes, int) and self.processes < 1:
+            raise ValueError(f"processes={self.processes}: must be at least 1")

@@ -16,7 +16,16 @@ PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
 HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "loky", "matplotlib", "PIL", "sentence_transformers"}
-ABOVE = {"cli", "app", "commands", "run", "evaluation", "profiling"}  # what nothing below may reach up to
+ABOVE = {
+    "cli",
+    "__main__",
+    "app",
+    "commands",
+    "run",
+    "evaluation",
+    "profiling",
+    "helping",
+}  # what nothing below may reach up to
 
 MAY_IMPORT = {
     "types": {"measures"},
@@ -37,6 +46,8 @@ MAY_IMPORT = {
     "loggers": {"types", "measures", "files", "loggers"},
     "checkpoint": {"types", "files", "engine"},
     "device": {"types", "settings"},
+    "world": set(),
+    "company": {"types", "settings", "processes", "world", "engine"},
 }
 """Parts of metarun that each part may import. What is not listed may import anything but `ABOVE`."""
 
