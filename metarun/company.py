@@ -175,18 +175,14 @@ class Helpers:
 
     def _started(self, world: World) -> subprocess.Popen[bytes]:
         here = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-        env = (
-            os.environ
-            | self._network
-            | {OWN: world.variable, "OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": here}
-        )
+        own = {OWN: world.variable, "OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": here}
         # Until it can do better, a helper leaves Ctrl-C to the first rank.
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with self._said(world.rank).open("wb") as said:
                 return subprocess.Popen(
                     [sys.executable, "-P", "-m", "metarun"],
-                    env=env,
+                    env=os.environ | self._network | own,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,
