@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from metarun.types import setting
 
@@ -124,13 +124,15 @@ class CheckpointSettings:
 class DeviceSettings:
     """Where and in what portions to compute. Nothing here changes what is computed.
 
-    `chunk` tasks of the meta-batch at a time (None: all); `eval_batch` test tasks at a time; `threads` on the CPU;
-    `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
-    the disk as they are needed.
+    `chunk` tasks of the meta-batch at a time (None: all; `auto`: as many as the memory holds), and fewer when they turn
+    out to be too many. `checkpoint_inner`: inner steps are computed again for their gradient, in place of being kept.
+    `eval_batch` test tasks at a time; `threads` on the CPU; `data_budget` GB of each split's items may lie on the
+    device (None: half of what is free there), more are read from the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
-    chunk: int | None = setting(None, least=1)
+    chunk: int | Literal["auto"] | None = setting("auto", least=1)
+    checkpoint_inner: bool = setting(False)
     eval_batch: int = setting(50, least=1)
     threads: int | None = setting(None, least=1)
     data_budget: float | None = setting(None, least=0)

@@ -41,6 +41,7 @@ def fit(
     tick: Callable[[int], None],
     stop: Callable[[], bool],
     net_at: Callable[[int], Net] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
@@ -49,6 +50,7 @@ def fit(
     save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
     net_at(step)        the network of a step (from 0), where it is not always `net`
     tick(step)          after every step; must not wait for the device
+    say(line)           what a person should know; see `train_step`
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
@@ -56,7 +58,7 @@ def fit(
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
         net = net if net_at is None else net_at(state.step)
-        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk))
+        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, say))
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
 
@@ -100,13 +102,15 @@ def meta_update(
     settings: TrainSettings,
     ticket: int,
     chunk: int | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """The next step of a run, episodes and all; its mean metrics, still on the device. `ticket`: the run's first."""
     first = state.step * settings.meta_batch
     with record_function(EPISODES):
         drawn = episodes(first, settings.meta_batch)
     now = algorithm.at_step(state.step, settings.iterations)
-    return train_step(now, net, state, drawn, chunk, settings.clip, (settings.l1, settings.l2), ticket + first)
+    penalty = settings.l1, settings.l2
+    return train_step(now, net, state, drawn, chunk, settings.clip, penalty, ticket + first, say)
 
 
 def _finite(state: TrainState) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.profiler import record_function
 
+from metarun.engine.memory import in_portions
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
@@ -102,13 +103,19 @@ def train_step(
     clip: float | None = None,
     penalty: tuple[float, float] = (0.0, 0.0),
     first_ticket: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """Moves `state` one meta-update on; returns the mean metrics, still on the device.
 
-    `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
+    `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them. `say`
+    is told when `chunk` tasks at a time are more than the memory holds, and fewer are taken from there on.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+
+    def gradient(chunk: int | None) -> tuple[dict[str, Tensor], Meta]:
+        state.optimizer.zero_grad(set_to_none=True)
+        return meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+
+    metrics, moments = in_portions(gradient, state, algorithm, len(episodes.support_x), chunk, say)
     if any(penalty):
         add_penalty(state.meta, *penalty)
     with record_function(UPDATE), torch.no_grad():

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "loggers": {"types", "measures", "files", "loggers"},
     "checkpoint": {"types", "files", "engine"},
     "device": {"types", "settings"},
+    "memory": {"engine"},
 }
 """Parts of metarun that each part may import. What is not listed may import anything but `ABOVE`."""
 
