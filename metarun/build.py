@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 from metarun.config import Plan, Tree
@@ -102,6 +102,16 @@ def serves(plan: Plan, tree: Tree, net: Net, kind: str, node: str) -> None:
         plan.algorithm.check(net, TaskShape(kind, task.way, task.shot, task.query, balanced))
     except ValueError as e:
         raise InputError(f"algo={tree['algo']['name']}: {e}") from None
+
+
+def frugal(plan: Plan, tree: Tree) -> Plan:
+    """The plan with a method that takes its inner steps again for their gradient, where that is asked for."""
+    if not plan.device.checkpoint_inner:
+        return plan
+    try:
+        return replace(plan, algorithm=plan.algorithm.recomputing())
+    except ValueError as e:
+        raise InputError(f"device.checkpoint_inner=true: of no use to algo={tree['algo']['name']}: {e}") from None
 
 
 def trains(algorithm: Algorithm, meta: Meta) -> bool:

@@ -28,6 +28,7 @@ def save(path: Path, state: TrainState) -> None:
         "totals": state.totals,
         "count": state.count,
         "best": state.best,
+        "chunk": state.chunk,
     }
     write_atomic(path, lambda file: torch.save(content, file))
 
@@ -55,6 +56,7 @@ def _is_state(content: dict[str, Any]) -> bool:
         and all(isinstance(content.get(key), int) for key in ("step", "count"))
         and all(isinstance(content.get(key), dict) for key in ("optimizer", "best"))
         and "scheduler" in content
+        and isinstance(content.get("chunk"), (int, type(None)))  # an older one has none
     )
 
 
@@ -84,4 +86,5 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
         raise InputError(f"checkpoint {path} holds another optimizer or schedule than its run's config: {e}") from None
     device = next(iter(state.meta.values())).device
     state.step, state.count, state.best = content["step"], content["count"], content["best"]
+    state.chunk = content.get("chunk")
     state.totals = {name: value.to(device) for name, value in content["totals"].items()}

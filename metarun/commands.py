@@ -26,7 +26,9 @@ def execute(command: str, cfg: DictConfig) -> int:
     except TrainingError as e:
         return _fail(1, str(e))
     except (RuntimeError, MemoryError) as e:
-        if not _is_about_memory(e):
+        from metarun.engine.memory import is_about_memory
+
+        if not is_about_memory(e):
             raise
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(e), re.I)
         return _fail(1, f"not enough memory{f' for {size[1]}' if size else ''}; {LESS_MEMORY}")
@@ -43,18 +45,7 @@ def execute(command: str, cfg: DictConfig) -> int:
 
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-LESS_MEMORY = (
-    "set device.chunk (tasks at a time; the result is the same), or lower train.meta_batch or the model's size"
-)
-
-
-def _is_about_memory(e: Exception) -> bool:
-    """torch has a class of its own for a GPU's memory only."""
-    told = str(e).lower()
-    return isinstance(e, MemoryError) or any(
-        sign in told
-        for sign in ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation")
-    )
+LESS_MEMORY = "lower device.eval_batch or device.chunk (tasks at a time; the result is the same), or the model's size"
 
 
 def _fail(code: int, message: str) -> int:

@@ -18,11 +18,12 @@ from metarun.algorithms.inner import STEP
 from metarun.build import networks
 from metarun.config import Tree
 from metarun.device import describe
+from metarun.engine.distributed import ALONE
 from metarun.engine.loop import EPISODES, meta_update, tickets
 from metarun.engine.state import TrainState
 from metarun.engine.step import GRADIENT, LOSSES, UPDATE
 from metarun.environment import environment
-from metarun.run import Session, prepare
+from metarun.run import Session, portion, prepare
 from metarun.schema import checked, made
 from metarun.settings import ProfileSettings
 from metarun.types import InputError
@@ -77,10 +78,11 @@ def watched(session: Session, state: TrainState, settings: ProfileSettings, trac
     """Takes `warmup` + 2 * `steps` training steps: timed first, then with torch's profiler, which slows them."""
     plan, cuda = session.plan, session.device.type == "cuda"
     net_at, ticket = networks(plan, session.net), tickets(plan.seed)
+    chunk = portion(session, state, ALONE, print)
 
     def step() -> None:
         net = net_at(state.step)
-        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, plan.device.chunk)
+        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk)
         if cuda:
             torch.cuda.synchronize()
 

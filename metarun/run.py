@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metarun import checkpoint, config, runs
-from metarun.build import as_trained, network, networks, sampler, serves, training, trains
+from metarun.build import as_trained, frugal, network, networks, sampler, serves, training, trains
 from metarun.company import Company, company
 from metarun.computing import computing
 from metarun.config import Plan, Tree
@@ -20,18 +20,21 @@ from metarun.device import budget, describe, pick
 from metarun.engine.distributed import Ranks, Vote
 from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import fit
+from metarun.engine.memory import smaller
 from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
+from metarun.engine.step import meta_gradient
 from metarun.environment import environment
 from metarun.evaluation import measure
 from metarun.loggers.console import Console
 from metarun.loggers.jsonl import JsonLines
 from metarun.loggers.sink import Logger, RunInfo
 from metarun.measures import Measure
+from metarun.memory import at_a_time
 from metarun.report import Report, draw, show, write
 from metarun.resume import continued
 from metarun.schema import Complaints
-from metarun.types import SPLITS, InputError, Net, Sampler
+from metarun.types import SPLITS, EpisodeBatch, InputError, Net, Sampler
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
@@ -72,7 +75,7 @@ def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState | None
 
 def prepare(tree: Tree) -> Session:
     """Everything a run needs. Raises `InputError` for all that a person can get wrong, before anything is written."""
-    plan = config.read(tree)
+    plan = frugal(config.read(tree), tree)
     logger = config.component("logger", tree)
     device = pick(plan.device)
     banks = {split: plan.dataset.load(split, plan.place) for split in SPLITS}
@@ -260,7 +263,7 @@ def _trained(
             plan.train,
             measure=session.measure,
             seed=plan.seed,
-            chunk=plan.device.chunk,
+            chunk=portion(session, state, ranks, say),
             checkpoint_every=plan.checkpoint.every,
             validate=validate,
             log=log,
@@ -270,8 +273,37 @@ def _trained(
             net_at=networks(plan, session.net),
             ranks=ranks,
             compute=computing(plan, session.device, state, session.train, ranks, say),
+            say=say,
         )
     return 0 if ended else heard
+
+
+def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[str], None]) -> int | None:
+    """Tasks of a meta-batch at a time that are asked for (None: all).
+
+    Where that is `auto`, what the memory holds goes into `state.chunk`, and `say` is told if it is not all. A run that
+    goes on takes no more of them than before, so that its sums are rounded as they were.
+    """
+    plan, asked = session.plan, session.plan.device.chunk
+    if asked != "auto":
+        state.chunk = None
+        return asked
+    drawn = session.train(state.step * plan.train.meta_batch, len(ranks.part(plan.train.meta_batch)))
+    tasks, items = drawn.query_x.shape[0], drawn.support_x.shape[1] + drawn.query_x.shape[1]
+    most = plan.task.most_way * (plan.task.most_shot + plan.task.query)
+    scale = 1.0 if plan.algorithm.supervised or not plan.task.varies else max(most / items, 1.0)
+    algorithm = plan.algorithm.at_step(state.step, plan.train.iterations)
+    net = networks(plan, session.net)(state.step)
+
+    def gradient(tasks: int) -> None:
+        few = EpisodeBatch(*(field[:tasks] for field in drawn))
+        meta_gradient(algorithm, net, state.meta, few, running=state.running)
+        state.optimizer.zero_grad(set_to_none=True)
+
+    state.chunk = smaller(at_a_time(gradient, tasks, session.device, scale), state.chunk)
+    if state.chunk is not None:
+        say(f"the memory holds {state.chunk} of {tasks} tasks at a time")
+    return None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from metarun.hints import did_you_mean
 from metarun.types import InputError, Limits
@@ -108,6 +108,8 @@ def convert(value: Any, hint: Any) -> tuple[Any, bool]:
         return next((t for t in tries if t[1]), (None, False))
     if hint is type(None):
         return None, value is None
+    if origin is Literal:
+        return value, isinstance(value, str) and value in args
     if origin is list:
         items = [convert(v, args[0]) for v in value] if isinstance(value, (list, tuple)) else [(None, False)]
         return [v for v, _ in items], all(ok for _, ok in items)
@@ -135,6 +137,8 @@ def _say(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is list:
         return f"a list, each {_say(args[0])}"
+    if origin is Literal:
+        return " or ".join(args)
     if origin is dict:
         return "a mapping {key: value}"
     return " or ".join(_say(a) for a in args)

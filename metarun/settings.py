@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from metarun.types import setting
 
@@ -127,16 +127,19 @@ class DeviceSettings:
     `precision` is that of a training step's products and convolutions (`tf32`: on a GPU; `bf16`: the network's alone);
     all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed.
     `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`; `chunk` tasks of
-    the meta-batch at a time (None: all); `eval_batch` test tasks at a time (None: by the device's memory and the size
-    of a task); `threads` on the CPU, of each process; `data_budget` GB of each split's items may lie on the device
-    (None: half of what is free there), more are read from the disk as they are needed.
+    the meta-batch at a time (None: all; `auto`: as many as the memory holds), and fewer when they turn out to be too
+    many. `checkpoint_inner`: inner steps are computed again for their gradient, in place of being kept. `eval_batch`
+    test tasks at a time (None: by the device's memory and the size of a task); `threads` on the CPU, of each process;
+    `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
+    the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
     precision: str = setting("fp32", choices=("fp32", "tf32", "bf16"))
     graph: bool = setting(True)
     processes: int | str = setting(1)
-    chunk: int | None = setting(None, least=1)
+    chunk: int | Literal["auto"] | None = setting("auto", least=1)
+    checkpoint_inner: bool = setting(False)
     eval_batch: int | None = setting(None, least=1)
     threads: int | None = setting(None, least=1)
     data_budget: float | None = setting(None, least=0)

@@ -342,6 +342,8 @@ class Limits:
         """Why `value` is refused, or None."""
         if self.choices is not None and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}"
+        if isinstance(value, str):
+            return None
         if self.above is not None and not value > self.above:
             return f"must be greater than {self.above:g}"
         if self.below is not None and not value < self.below:

@@ -35,6 +35,7 @@ def computed(
     ticket: int,
     chunk: int | None,
     ranks: Ranks = ALONE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """What the device does of a step, episodes and all; its mean metrics, still there.
 
@@ -45,7 +46,7 @@ def computed(
     with record_function(EPISODES):
         drawn = episodes(own, len(part))
     penalty = (settings.l1, settings.l2)
-    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share)
+    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share, say)
 
 
 Computed = Callable[..., dict[str, Tensor]]
@@ -71,6 +72,7 @@ def fit(
     net_at: Callable[[int], Net] | None = None,
     ranks: Ranks = ALONE,
     compute: Computed = computed,
+    say: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
 
@@ -80,8 +82,8 @@ def fit(
     net_at(step)        the network of a step (from 0), where it is not always `net`
     tick(step)          after every step; must not wait for the device
     ranks               share each meta-batch; `stop` and `validate` must give the same on all of them
-
     compute             how the device does its part of a step
+    say(line)           what a person should know; see `update`
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
@@ -89,7 +91,7 @@ def fit(
     mark, mark_step = monotonic(), state.step
     while state.step < settings.iterations:
         net = net if net_at is None else net_at(state.step)
-        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute))
+        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute, say))
         step, ended, stopping = state.step, state.step == settings.iterations, stop()
         tick(step)
 
@@ -135,10 +137,11 @@ def meta_update(
     chunk: int | None,
     ranks: Ranks = ALONE,
     compute: Computed = computed,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """The next step of a run, episodes and all; its mean metrics, still on the device. `ticket`: the run's first."""
     first, now = state.step * settings.meta_batch, algorithm.at_step(state.step, settings.iterations)
-    metrics = compute(now, net, state, episodes, settings, first, ticket, chunk, ranks)
+    metrics = compute(now, net, state, episodes, settings, first, ticket, chunk, ranks, say)
     state.advance()
     return metrics
 

@@ -20,6 +20,7 @@ class TrainState:
     running     moving averages of norm statistics; empty unless the net tracks them
     totals      metrics summed over the `count` steps since the last logged row
     best        {"step", the measure's name} of the best validation so far; empty before the first
+    chunk       tasks at a time that the memory holds; None: as many as are asked for
     """
 
     meta: Meta
@@ -30,6 +31,7 @@ class TrainState:
     totals: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
 
     def advance(self) -> None:
         """What the host does of a meta-update."""

@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from metarun.counter import Number, counted
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.eager import vmap
+from metarun.engine.memory import in_portions
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
 
@@ -106,14 +107,20 @@ def update(
     first_ticket: Number = 0,
     ranks: Ranks = ALONE,
     share: float = 1.0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """What the device does of a meta-update; returns the mean metrics, still there.
 
     `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
     `episodes` are the part `share` of the meta-batch; the rest is the other `ranks`', and all of them make this step.
+    `say` is told when `chunk` tasks at a time are more than the memory holds, and fewer are taken from there on.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    metrics, moments = meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+
+    def gradient(chunk: int | None) -> tuple[dict[str, Tensor], Meta]:
+        state.optimizer.zero_grad(set_to_none=True)
+        return meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+
+    metrics, moments = in_portions(gradient, state, algorithm, len(episodes.support_x), chunk, say)
     slopes = [w.grad for w in state.meta.values() if w.grad is not None]
     ranks.mean_([*slopes, *metrics.values(), *moments.values()], share)
     if any(penalty):

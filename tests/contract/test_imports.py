@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "device": {"types", "settings"},
     "world": set(),
     "company": {"types", "settings", "processes", "world", "engine"},
+    "memory": {"engine"},
 }
 """Parts of metarun that each part may import. What is not listed may import anything but `ABOVE`."""
 

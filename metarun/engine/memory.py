@@ -1,0 +1,93 @@
+"""Fitting a meta-batch to the memory: how many of its tasks at a time, and going on with fewer when they were too many.
+
+A meta-gradient is a mean over tasks, so the portions that they are taken in change it by rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from textwrap import shorten
+from typing import TypeVar
+
+import torch
+
+from metarun.engine.state import TrainState
+from metarun.types import Algorithm, TrainingError
+
+Out = TypeVar("Out")
+SHARE = 0.8
+"""of the memory that is free may be planned with: the rest is for its fragments, and for what others take"""
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "storage size calculation",
+    "could not create a primitive",  # oneDNN's word for it
+)
+
+
+def is_about_memory(e: BaseException) -> bool:
+    """Whether there was too little memory. torch has a class of its own for a GPU's only."""
+    return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and any(sign in str(e).lower() for sign in SIGNS))
+
+
+def fitting(tasks: int, one: float, two: float, free: float) -> int:
+    """How many of `tasks` tasks at a time `free` bytes hold, where one takes `one` bytes and two `two`; at least 1.
+
+    Of the numbers that need as few portions as the largest does, the smallest: portions are as equal as they can be.
+    """
+    each = max(two - one, 0.0)
+    room = SHARE * free - one
+    most = tasks if each * (tasks - 1) <= room else 1 + max(int(room // each), 0)
+    return -(-tasks // -(-tasks // most))
+
+
+def smaller(a: int | None, b: int | None) -> int | None:
+    """None is more than any number."""
+    return b if a is None else a if b is None else min(a, b)
+
+
+def in_portions(
+    gradient: Callable[[int | None], Out],
+    state: TrainState,
+    algorithm: Algorithm,
+    tasks: int,
+    asked: int | None,
+    say: Callable[[str], None],
+) -> Out:
+    """`gradient(chunk)` with the largest chunk that was `asked` for and that the memory holds; None: all `tasks`.
+
+    Where it turns out not to hold it, half of that is tried, and kept to from then on (`state.chunk`). `gradient` must
+    start anew each time. Raises `TrainingError` where one task alone is too much.
+    """
+    while True:
+        chunk = smaller(asked, state.chunk)
+        try:
+            return gradient(chunk)
+        except (RuntimeError, MemoryError) as e:
+            if not is_about_memory(e):
+                raise
+            at_once = min(chunk or tasks, tasks)
+            if at_once == 1:
+                raise TrainingError(_hopeless(algorithm, state.step, e)) from None
+        # Only out here: the exception held on to all that had been computed.
+        state.chunk = (at_once + 1) // 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        say(f"step {state.step}: not enough memory for {at_once} tasks at a time; going on with {state.chunk}")
+
+
+def _hopeless(algorithm: Algorithm, step: int, e: BaseException) -> str:
+    told = shorten(str(e) or type(e).__name__, 100)
+    if algorithm.supervised:
+        return f"step {step}: not enough memory for the batch ({told}); lower train.meta_batch or the model's size"
+    try:
+        algorithm.recomputing()
+        first = "set device.checkpoint_inner=true, or "
+    except ValueError:
+        first = ""
+    return (
+        f"step {step}: not enough memory for one task alone ({told}); {first}lower task.way, task.shot, task.query "
+        "or the model's size"
+    )
