@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
@@ -30,7 +31,7 @@ from metarun.types import InputError, TrainingError
 from metarun.world import OWN, World
 
 OUT_OF_MEMORY, LEFT = 3, 4
-"""exit codes of a helper: it had not enough memory; it has lost the others"""
+"""exit codes of a helper: it had not enough memory; another one is gone"""
 LONGEST = timedelta(hours=6)
 """that ranks wait for one another: while the first decodes its data, say"""
 NOTICE = 2.0
@@ -215,11 +216,7 @@ class Helpers:
             sleep(0.02)
         if not gone:
             return ""
-        if any(code == LEFT for code in gone.values()):
-            sleep(0.2)  # the one that it has lost may be found a moment later
-            gone = self._gone()
-        # A signal from outside explains the others' ends, and is explained by none.
-        rank = min(gone, key=lambda rank: (gone[rank] == LEFT, gone[rank] >= 0, rank))
+        rank = min(gone, key=lambda rank: (gone[rank] >= 0, rank))  # nothing explains a signal from outside
         return f"rank {rank} of {len(self._worlds)} {self._end_of(rank, gone[rank])}"
 
     def _gone(self) -> dict[int, int]:
@@ -344,8 +341,8 @@ def serve(world: World, more: Mapping[str, str], jobs: Mapping[str, Job]) -> int
     """The life of every other process: it does what the first calls it for until it is dismissed. Its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first rank says what a Ctrl-C means
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if world.parent is not None:
-        end_with(world.parent)
+    if world.parent is not None and world.store is not None:
+        end_with(world.parent, partial(shutil.rmtree, world.store.parent, ignore_errors=True))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         if world.store is not None:
@@ -362,9 +359,11 @@ def serve(world: World, more: Mapping[str, str], jobs: Mapping[str, Job]) -> int
     except RuntimeError as e:
         if "out of memory" in str(e).lower() or "can't allocate memory" in str(e):
             return OUT_OF_MEMORY
-        if _cut(e):
-            return LEFT
-        raise
+        if not _cut(e):
+            raise
+        if world.parent is not None:
+            sleep(10 * NOTICE)  # the first rank finds out which one is gone, and ends this one; or is itself the one
+        return LEFT
 
 
 def _served(ranks: Ranks, jobs: Mapping[str, Job]) -> int:

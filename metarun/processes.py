@@ -67,12 +67,13 @@ def _beside(work: Callable[[T], R], items: Sequence[T], others: int) -> Iterator
             future.cancel()
 
 
-def end_with(parent: int) -> None:
-    """Lets this process end soon after `parent`, which may be killed and then tells nobody."""
+def end_with(parent: int, last: Callable[[], object] = lambda: None) -> None:
+    """Lets this process end soon after `parent`, which may be killed and then tells nobody; `last` is done first."""
 
     def watch() -> None:
         while os.getppid() == parent:
             sleep(1)
+        last()
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
