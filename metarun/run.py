@@ -52,6 +52,8 @@ class Session:
     logger: Logger
     digests: dict[str, str]
     """what tells the data of each split from other data"""
+    data_bytes: int
+    """of items that lie on the device while it trains"""
 
 
 def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState | None:
@@ -92,7 +94,9 @@ def prepare(tree: Tree) -> Session:
     if state is not None and (missing := _misfits(state, plan, test_net)):
         raise InputError(missing)
     measure = banks["train"].measures[0]
-    return Session(plan, device, net, test_net, state, train, val, measure, logger, digests)
+    sizes = [getattr(banks[split], "bytes", 0) for split in ("train", "val")]  # curves are made as they are needed
+    on_device = sum(size for size in sizes if room is None or size <= room)
+    return Session(plan, device, net, test_net, state, train, val, measure, logger, digests, on_device)
 
 
 def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
@@ -192,11 +196,6 @@ def _trained(
     plan = session.plan
     (folder / "checkpoints").mkdir(exist_ok=True)
 
-    def validate(state: TrainState) -> Score:
-        net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
-        tasks, batch = plan.train.val_episodes, plan.device.eval_batch
-        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, session.measure))
-
     with _graceful() as caught:
         ended = fit(
             plan.algorithm,
@@ -208,7 +207,7 @@ def _trained(
             seed=plan.seed,
             chunk=portion(session, state, console.say),
             checkpoint_every=plan.checkpoint.every,
-            validate=validate,
+            validate=lambda state: validated(session, state, plan.train.val_episodes),
             log=log,
             save=lambda which, state: checkpoint.save(folder / "checkpoints" / f"{which}.pt", state),
             tick=console.tick,
@@ -221,6 +220,14 @@ def _trained(
         return 0
     console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
     return GRACEFUL[caught[0]]
+
+
+def validated(session: Session, state: TrainState, tasks: int) -> Score:
+    """The score of the first `tasks` validation tasks."""
+    plan = session.plan
+    net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
+    values = task_values(plan.algorithm, net, meta, session.val, tasks, plan.device.eval_batch, session.measure)
+    return score(values)
 
 
 def portion(session: Session, state: TrainState, say: Callable[[str], None]) -> int | None:
