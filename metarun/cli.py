@@ -23,9 +23,11 @@ COMMANDS = {
     "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
     "data": "what is in a dataset, and making it ready: data info|prepare NAME",
     "profile": "where the time of a training step goes, by phase and operator",
+    "plan": "the time and memory that a run will take; train ... --dry-run too",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
 GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
+DRY_RUN = "--dry-run"
 WIDTH = 80
 
 
@@ -104,6 +106,8 @@ def dispatch(args: list[str]) -> int:
         return _fail(f"no command '{command}'; {_hint(command, COMMANDS)}")
     if command == "list":
         return _list(rest)
+    if command == "train" and DRY_RUN in rest:
+        command, rest = "plan", [word for word in rest if word != DRY_RUN]
     return _hydra(command, _data_words(rest) if command == "data" else rest)
 
 

@@ -55,7 +55,7 @@ def _fail(code: int, message: str) -> int:
 
 
 def _execute(command: str, cfg: DictConfig) -> int:
-    from metarun import config, evaluation, inspection, profiling, run, runs
+    from metarun import config, evaluation, inspection, planning, profiling, run, runs
 
     tree = _plain(command, cfg)
     config.load_plugins(tree["plugins"])
@@ -64,10 +64,12 @@ def _execute(command: str, cfg: DictConfig) -> int:
     if command == "eval":
         return evaluation.evaluate(config.settled_request(tree), _asked_folder())
     resume = tree.pop("resume", None)
-    if command == "profile":
-        wanted = tree.pop("profile")
+    if command in ("profile", "plan"):
+        wanted = tree.pop(command)
         if resume is not None:
             raise InputError(f"resume={resume}: goes on with a run, which is metarun train's to do")
+        if command == "plan":
+            return planning.plan(config.settled(tree), wanted)
         return profiling.profile(config.settled(tree), wanted, _asked_folder())
     if resume == "":
         raise InputError("resume= needs the path of a run, or latest")

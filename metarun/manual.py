@@ -13,7 +13,7 @@ WIDTH, COLUMN, LEAST = 80, 30, 24
 
 def notes(conf: Path, command: str, choices: Mapping[str, str | None]) -> dict[str, str]:
     """`train.clip` -> `largest norm of the meta-gradient`, for a command's settings and those of the chosen options."""
-    bases = ("train",) if command == "profile" else ()
+    bases = ("train",) if command in ("profile", "plan") else ()
     out = {key: note for name in (*bases, command) for key, note in _notes_in(conf / f"{name}.yaml", "").items()}
     for group, name in choices.items():
         file = conf / group / f"{name}.yaml"

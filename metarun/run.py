@@ -17,7 +17,7 @@ from metarun.company import Company, company
 from metarun.computing import computing
 from metarun.config import Plan, Tree
 from metarun.device import budget, describe, pick
-from metarun.engine.distributed import Ranks, Vote
+from metarun.engine.distributed import ALONE, Ranks, Vote
 from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import fit
 from metarun.engine.memory import smaller
@@ -55,6 +55,8 @@ class Session:
     logger: Logger
     digests: dict[str, str]
     """what tells the data of each split from other data"""
+    data_bytes: int
+    """of items that lie on the device while it trains"""
 
 
 def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState | None:
@@ -95,7 +97,9 @@ def prepare(tree: Tree) -> Session:
     if state is not None and (missing := _misfits(state, plan, test_net)):
         raise InputError(missing)
     measure = banks["train"].measures[0]
-    return Session(plan, device, net, test_net, state, train, val, measure, logger, digests)
+    sizes = [getattr(banks[split], "bytes", 0) for split in ("train", "val")]  # curves are made as they are needed
+    on_device = sum(size for size in sizes if room is None or size <= room)
+    return Session(plan, device, net, test_net, state, train, val, measure, logger, digests, on_device)
 
 
 def _misfits(state: TrainState, plan: Plan, test_net: Net) -> str:
@@ -244,11 +248,6 @@ def _trained(
     """Trains to the end, 0, or until a signal that any of the ranks receives: its number. The same on all ranks."""
     plan, vote, heard = session.plan, Vote(ranks), 0
 
-    def validate(state: TrainState) -> Score:
-        net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
-        tasks, batch = plan.train.val_episodes, plan.device.eval_batch
-        return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, session.measure, ranks))
-
     def stop() -> bool:
         nonlocal heard
         heard = vote(caught[0] if caught else 0)
@@ -265,7 +264,7 @@ def _trained(
             seed=plan.seed,
             chunk=portion(session, state, ranks, say),
             checkpoint_every=plan.checkpoint.every,
-            validate=validate,
+            validate=lambda state: validated(session, state, plan.train.val_episodes, ranks),
             log=log,
             save=save,
             tick=tick,
@@ -276,6 +275,14 @@ def _trained(
             say=say,
         )
     return 0 if ended else heard
+
+
+def validated(session: Session, state: TrainState, tasks: int, ranks: Ranks = ALONE) -> Score:
+    """The score of the first `tasks` validation tasks."""
+    plan = session.plan
+    net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
+    batch, measure = plan.device.eval_batch, session.measure
+    return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, measure, ranks))
 
 
 def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[str], None]) -> int | None:

@@ -66,6 +66,13 @@ class ProfileSettings:
 
 
 @dataclass(frozen=True)
+class PlanSettings:
+    """`seconds`: about as long are steps taken to learn what each takes."""
+
+    seconds: float = setting(20.0, above=0)
+
+
+@dataclass(frozen=True)
 class AugmentSettings:
     """What is done to training images, each drawn anew for every image of every episode; nothing in evaluation.
 

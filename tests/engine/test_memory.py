@@ -14,6 +14,7 @@ from metarun.engine.loop import meta_update
 from metarun.engine.memory import SHARE, fitting, is_about_memory
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.memory import resident
 from metarun.settings import TrainSettings
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss, TrainingError
 
@@ -143,3 +144,25 @@ def test_torch_is_understood() -> None:
 )
 def test_how_many_tasks_fit(tasks: int, one: float, two: float, free: float, found: int) -> None:
     assert fitting(tasks, one, two, free) == found
+
+
+def test_memory_is_flat_over_steps() -> None:
+    """What one step leaves behind would be seen after hundreds: here a graph has a megabyte."""
+    _, net, state = parts(error=KINDS[0])
+    algorithm = make_algorithm("maml", inner_steps=3)
+    settings = TrainSettings(meta_batch=32)
+
+    def steps(count: int) -> int:
+        for _ in range(count):
+            state.add(
+                meta_update(algorithm, net, state, lambda first, n: make_episodes(n, seed=first), settings, 0, None)
+            )
+            if state.step % 10 == 0:
+                state.means()
+                state.forget()
+        return resident("VmRSS") or 0
+
+    warm = steps(30)
+    if not warm:
+        pytest.skip("this system does not say")
+    assert steps(100) < 1.02 * warm
