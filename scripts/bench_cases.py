@@ -61,7 +61,7 @@ Tasks = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Built(NamedTuple):
-    """Ready to be timed. `gradient` gives the flat meta-gradient of the initial weights on a few tasks of a draw, `step`
+    """Ready to be timed. `gradient` gives the flat meta-gradient of the first weights on a few tasks of a draw, `step`
     takes a whole meta-update."""
 
     gradient: Callable[[int], Tensor]
