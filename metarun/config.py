@@ -188,6 +188,8 @@ def settled_request(tree: Tree) -> Tree:
     request: Tree | None = wrong.about(lambda: spelled_out(Asked, given, ""))
     changes = wrong.about(lambda: spelled_out(Changes, tree.get("eval", {}), "eval"))
     device = wrong.about(lambda: spelled_out(DeviceSettings, tree.get("device", {}), "device"))
+    if device is not None:
+        wrong.about(lambda: made(DeviceSettings, device, "device"))
     if request is not None:
         _check_which(request, wrong)
     if changes is not None and changes["classifier"] is not None:

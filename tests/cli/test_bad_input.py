@@ -94,6 +94,12 @@ VALUES = {
     "train model=mlp model.widths=3": "model.widths=3: must be a list, each a whole number",
     "train device.kind=tpu": "device.kind=tpu: must be one of auto, cpu, cuda",
     "train device.chunk=0": "device.chunk=0: must be at least 1",
+    "train device.processes=0": "processes=0: must be at least 1",
+    "train device.processes=many": "processes=many: must be a whole number, or auto",
+    "eval run=latest device.processes=-1": "processes=-1: must be at least 1",
+    "train device=cpu device.processes=3 train.meta_batch=2": "3 processes cannot share a meta-batch of 2; lower",
+    "train device=ddp algo=baseline": "algo=baseline trains on one batch at a time, which is not shared",
+    "profile device=ddp": "metarun profile looks at one process; set device.processes=1",
     "train logger.mode=onlin": "logger.mode=onlin: must be one of auto, online, offline, disabled",
     "train logger.group=3": "logger.group=3: must be text or null: 'logger.group=\"3\"'",
     "train train=3": "train=3: must be a mapping of settings; set one with train.KEY=VALUE",
@@ -168,6 +174,16 @@ def test_cuda_where_there_is_none(metarun: Metarun, tmp_path: Path, monkeypatch:
     said = metarun("train", "device=cuda")
     assert said.errors == ["device=cuda: torch sees no CUDA device here; use device=cpu or device=auto"]
     assert files(tmp_path) == set()
+
+
+def test_more_processes_than_gpus(metarun: Metarun, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said = metarun("train", "device=ddp", "device.processes=3")
+    assert said.errors == [
+        "device.processes=3: this machine has 2 GPUs, and each process needs its own; lower it, or set device.kind=cpu"
+    ]
 
 
 @pytest.mark.parametrize("line", ["", "-m", "hydra.mode=MULTIRUN", "-m hydra.sweep.dir=a/b", "hydra.run.dir=a/b/c"])
