@@ -77,9 +77,11 @@ def repeated(
 ) -> Iterator[State]:
     """`state` before and after each of `steps` times `state = step(given, state, k)`, k from 0; differentiable.
 
-    With `recompute` the gradient keeps the states alone and takes each step again. `step` must then read no tensors
-    but those it is given, and a state be made of tensors in dicts, lists and tuples.
+    With `recompute` the gradient keeps the states alone and takes each step again, unless there is but one, whose work
+    is needed at once. `step` must then read no tensors but those it is given, and a state be made of tensors in dicts,
+    lists and tuples.
     """
+    recompute = recompute and steps > 1
     yield state
     for k in range(steps):
 

@@ -107,6 +107,13 @@ def test_the_gradient_is_the_same_with_every_part_of_mamlpp(settings: dict[str, 
         assert all(gap(ours[name], value) < TOLERANCE for name, value in theirs.items() if value.norm() > 0)
 
 
+def test_one_step_alone_is_kept() -> None:
+    """It is what the gradient needs first: computing it again would save nothing."""
+    again = make_algorithm("maml", inner_steps=1).recomputing()
+    net = make_net(MLP)
+    assert steps_taken_again(again, net, make_meta(again, net), next(one_by_one(make_episodes()))) == 0
+
+
 def test_an_annealed_method_goes_on_recomputing() -> None:
     again = make_algorithm("mamlpp").recomputing()
     net, task = make_net(MLP), next(one_by_one(make_episodes()))
