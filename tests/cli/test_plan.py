@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import TINY, Said, files
@@ -56,9 +57,9 @@ def test_every_part_of_the_run_is_asked(metarun: Metarun, monkeypatch: pytest.Mo
     asked: list[int] = []
     real = planning.meta_update
 
-    def noted(algorithm: object, net: object, state: planning.TrainState, *rest: object) -> object:
+    def noted(algorithm: object, net: object, state: planning.TrainState, *rest: Any, **more: Any) -> object:
         asked.append(state.step)
-        return real(algorithm, net, state, *rest)  # type: ignore[arg-type]
+        return real(algorithm, net, state, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(planning, "meta_update", noted)
     assert metarun("plan", *MAML, "train.iterations=1000").code == 0
@@ -70,7 +71,7 @@ def test_every_part_of_the_run_is_asked(metarun: Metarun, monkeypatch: pytest.Mo
 def test_a_slow_step_is_taken_few_times(metarun: Metarun, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     real = planning.meta_update
-    monkeypatch.setattr(planning, "meta_update", lambda *what: steps.append(1) or real(*what))
+    monkeypatch.setattr(planning, "meta_update", lambda *what, **more: steps.append(1) or real(*what, **more))
     assert metarun("plan", *MAML, "plan.seconds=1e-6").code == 0
     assert len(steps) == 3
 
