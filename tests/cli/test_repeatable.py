@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from commandline import TINY, Said, inside, typed
 from test_resume import rows, same_run
@@ -47,3 +48,13 @@ def test_all_runs_are_tested_on_the_same_tasks(made: Path, tmp_path: Path) -> No
         assert all(map(torch.equal, one, other))
     one, other = episodes("train")
     assert not torch.equal(one[0], other[0])
+
+
+def test_training_in_bf16_is_nearly_the_same_run(metarun: Metarun, tmp_path: Path) -> None:
+    for name, more in (("single", ()), ("half", ("device.precision=bf16",))):
+        said = metarun("train", *TINY, *more, f"hydra.run.dir={name}")
+        assert said.code == 0, said.err
+    single, half = (
+        [row["loss"] for row in rows(tmp_path / name) if row["split"] == "train"] for name in ("single", "half")
+    )
+    assert half != single and half == pytest.approx(single, rel=0.05)
