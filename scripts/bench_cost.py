@@ -50,11 +50,11 @@ def drawn(curves: dict[str, list[dict[str, Any]]], path: Path, device: str) -> N
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 2.8), layout="constrained")
-    for axes, (field, points) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+    for axes, (field, points) in zip(figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True):
         for system, colour in (("metarun", "#0b7285"), ("loop", "#adb5bd")):
             axes.plot([p[field] for p in points], [p[system] for p in points], "o-", ms=3, color=colour, label=system)
         axes.set(xscale="log", yscale="log", xlabel=AXES[field][0])
-        axes.set_xticks([p[field] for p in points], [str(p[field]) for p in points], minor=False)
+        axes.set_xticks([p[field] for p in points], [str(p[field]) for p in points], fontsize=7)
         axes.minorticks_off()
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel("seconds a step")
