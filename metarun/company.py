@@ -25,6 +25,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from metarun.engine.distributed import ALONE, Ranks
+from metarun.engine.memory import NoMemory, is_about_memory
 from metarun.processes import end_with
 from metarun.settings import DeviceSettings
 from metarun.types import InputError, TrainingError
@@ -354,10 +355,10 @@ def serve(world: World, more: Mapping[str, str], jobs: Mapping[str, Job]) -> int
 
         dist.destroy_process_group()
         return code
-    except MemoryError:
+    except (MemoryError, NoMemory):
         return OUT_OF_MEMORY
     except RuntimeError as e:
-        if "out of memory" in str(e).lower() or "can't allocate memory" in str(e):
+        if is_about_memory(e):
             return OUT_OF_MEMORY
         if not _cut(e):
             raise
@@ -375,6 +376,10 @@ def _served(ranks: Ranks, jobs: Mapping[str, Job]) -> int:
             wrong = str(e)
         if any(ranks.gathered(wrong)) or work is None:
             continue
-        with contextlib.suppress(TrainingError):  # the first rank meets it as well, and says so
+        try:
             work()
+        except NoMemory:
+            raise
+        except TrainingError:
+            pass  # the first rank meets it as well, and says so
     return what["code"]

@@ -22,9 +22,11 @@ import torch
 from metarun import checkpoint, runs
 from metarun.build import networks, sampler, serves
 from metarun.company import Company
+from metarun.computing import computing
 from metarun.config import Tree
 from metarun.device import describe
 from metarun.engine.distributed import ALONE
+from metarun.engine.graph import WARM
 from metarun.engine.loop import meta_update, tickets
 from metarun.engine.portions import tasks_at_once
 from metarun.engine.state import TrainState
@@ -118,17 +120,18 @@ def step_seconds(session: Session, state: TrainState, chunk: int | None, seconds
     """The mean over the run's steps, from some of them, in `seconds` or little more."""
     plan = session.plan
     net_at, ticket = networks(plan, session.net), tickets(plan.seed)
+    compute = computing(plan, session.device, state, session.train, ALONE, print)
 
     def step() -> None:
         net = net_at(state.step)
-        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk, say=print)
+        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk, compute=compute, say=print)
 
     def at(place: int, steps: int) -> list[float]:
         """Of steps in a row, as a run takes them: what is read ahead is then of use."""
         state.step = place
         return [timed(session, step) for _ in range(steps)]
 
-    (first,) = at(0, 1)
+    first = at(0, 1 if session.device.type == "cpu" else WARM + 2)[-1]  # a GPU's steps may be recorded by then
     places = max(1, min(PLACES, int(seconds / first) // (RUN_IN + LOOKED_AT)))
     looked_at = max(1, min(LOOKED_AT, int(seconds / first)))
     middles = [int((i + 0.5) / places * plan.train.iterations) for i in range(places)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity
 from metarun import runs
 from metarun.algorithms.inner import STEP
 from metarun.build import networks
+from metarun.computing import computing
 from metarun.config import Tree
 from metarun.device import describe
 from metarun.engine.distributed import ALONE
@@ -79,10 +80,12 @@ def watched(session: Session, state: TrainState, settings: ProfileSettings, trac
     plan, cuda = session.plan, session.device.type == "cuda"
     net_at, ticket = networks(plan, session.net), tickets(plan.seed)
     chunk = portion(session, state, ALONE, print)
+    as_it_comes = replace(plan, device=replace(plan.device, graph=False))  # a recorded step has no phases
+    compute = computing(as_it_comes, session.device, state, session.train, ALONE, print)
 
     def step() -> None:
         net = net_at(state.step)
-        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk)
+        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk, compute=compute)
         if cuda:
             torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""All that only a GPU can show, in under 10 minutes: `scripts/bench gpu --out gpu.json`.
+"""All that only a GPU can show, meant to take under 10 minutes: `scripts/bench gpu --out gpu.json`.
 
     right      meta-gradients in fp32, tf32 and bf16 against float64 on the CPU; a recorded run against one that is not
     steps      MAML 5-way 1-shot, whole steps, episodes and optimizer too: as they come, recorded (device.graph), with

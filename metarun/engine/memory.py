@@ -27,6 +27,10 @@ SIGNS = (
 )
 
 
+class NoMemory(TrainingError):
+    """One task alone is too much for this process; of those that share a run, others may not meet it."""
+
+
 def is_about_memory(e: BaseException) -> bool:
     """Whether there was too little memory. torch has a class of its own for a GPU's only."""
     return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and any(sign in str(e).lower() for sign in SIGNS))
@@ -59,7 +63,7 @@ def in_portions(
     """`gradient(chunk)` with the largest chunk that was `asked` for and that the memory holds; None: all `tasks`.
 
     Where it turns out not to hold it, half of that is tried, and kept to from then on (`state.chunk`). `gradient` must
-    start anew each time. Raises `TrainingError` where one task alone is too much.
+    start anew each time. Raises `NoMemory` where one task alone is too much.
     """
     while True:
         chunk = smaller(asked, state.chunk)
@@ -70,7 +74,7 @@ def in_portions(
                 raise
             at_once = min(chunk or tasks, tasks)
             if at_once == 1:
-                raise TrainingError(_hopeless(algorithm, state.step, e)) from None
+                raise NoMemory(_hopeless(algorithm, state.step, e)) from None
         # Only out here: the exception held on to all that had been computed.
         state.chunk = (at_once + 1) // 2
         if torch.cuda.is_initialized():
