@@ -37,6 +37,21 @@ from metarun.schema import Complaints
 from metarun.types import SPLITS, EpisodeBatch, InputError, Net, Sampler
 
 GRACEFUL = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
+HALTED = 1000
+"""what is heard in place of a signal's number when a `Watch` ends a run"""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a sweep asks of a run, beside its training: it ends after the step in which `halt` is true, and tells its
+    loggers of its `objective`, as its rows so far have it. Its test classes are left alone."""
+
+    halt: Callable[[], bool]
+    objective: Callable[[], float | None]
+
+
+LEAVING = 60.0
+"""seconds that a sweep's run waits for the process that had it before, which is about to end"""
 
 
 @dataclass(frozen=True)
@@ -141,14 +156,28 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
                 f"train.iterations={tree['train']['iterations']}: the run is at step {content['step']} already; "
                 "give more, or leave it out"
             )
-        with _company(tree) as others:
-            session = prepare(tree)
-            if session.state is not None:
-                if content:
-                    checkpoint.restore(session.state, content, last)
-                others.call("train", tree=tree, content=content)
-            runs.write_config(folder, tree)
-            return _fit(session, tree, folder, others, resumed=True)
+        return _go_on(folder, tree, content)
+
+
+def carry_on(folder: Path, watch: Watch) -> int:
+    """A sweep's run, whose config lies in `folder`: starts, or goes on from its last checkpoint, to the same bits.
+
+    0 at its end, 130 or 143 after a signal, `HALTED` where `watch` ended it.
+    """
+    with runs.lock(folder, patience=LEAVING):
+        last = folder / "checkpoints" / "last.pt"
+        return _go_on(folder, runs.read_config(folder), checkpoint.load(last) if last.exists() else None, watch)
+
+
+def _go_on(folder: Path, tree: Tree, content: dict[str, Any] | None, watch: Watch | None = None) -> int:
+    with _company(tree) as others:
+        session = prepare(tree)
+        if session.state is not None:
+            if content:
+                checkpoint.restore(session.state, content, folder / "checkpoints" / "last.pt")
+            others.call("train", tree=tree, content=content)
+        runs.write_config(folder, tree)
+        return _fit(session, tree, folder, others, resumed=watch is None or content is not None, watch=watch)
 
 
 def _company(tree: Tree) -> contextlib.AbstractContextManager[Company]:
@@ -179,7 +208,9 @@ def assist(ranks: Ranks, tree: Tree, content: dict[str, Any] | None) -> Callable
     return work
 
 
-def _fit(session: Session, tree: Tree, folder: Path, others: Company, resumed: bool = False) -> int:
+def _fit(
+    session: Session, tree: Tree, folder: Path, others: Company, resumed: bool = False, watch: Watch | None = None
+) -> int:
     plan, state, ranks = session.plan, session.state, others.ranks
     others.way_out = f"go on with: metarun train resume={folder}"
     began, iterations = (state.step, plan.train.iterations) if state is not None else (0, 0)
@@ -194,14 +225,16 @@ def _fit(session: Session, tree: Tree, folder: Path, others: Company, resumed: b
         for target in (rows, sink, console):
             target.log(row)
 
-    code = 1
+    code, ended = 1, "failed"
     report: Report | None = None
     try:
         console.say(f"{label} on {describe(session.device, ranks.count)}: {folder}")
         if other_data:
             console.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
         if state is None:
-            console.say(f"{tree['algo']['name']} has nothing to train; its test:")
+            console.say(
+                f"{tree['algo']['name']} has nothing to train; its {'test' if watch is None else 'validation'}:"
+            )
         else:
             if resumed:
                 console.say(f"resumed at step {state.step} of {plan.train.iterations}")
@@ -210,23 +243,36 @@ def _fit(session: Session, tree: Tree, folder: Path, others: Company, resumed: b
             def save(which: str, state: TrainState) -> None:
                 checkpoint.save(folder / "checkpoints" / f"{which}.pt", state)
 
-            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick, say=console.say)
+            halt = watch.halt if watch else None
+            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick, say=console.say, halt=halt)
             console.end_progress()
+            if stopped == HALTED:
+                console.say(f"ended at step {state.step} by its sweep")
+                code, ended = 0, "pruned"
+                return HALTED
             if stopped:
                 console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
-                code = GRACEFUL[stopped]
+                code, ended = GRACEFUL[stopped], "stopped"
                 return code
+        if watch is not None:
+            if state is None:
+                found = measure(tree, folder, "best", "val", others)
+                log({"step": 0, "split": "val", found.metric: found.score.mean, "ci95": found.score.ci95, "best": True})
+            code, ended = 0, "complete"
+            return code
         report = measure(tree, folder, "best", "test", others)
         write(report, folder)
         draw(report, folder, console.say)
         show(report, console.say)
         console.say(f"run: {folder}")
-        code = 0
+        code, ended = 0, "complete"
         return code
     finally:
         name = session.measure.name
         best = state.best if state is not None else {}
-        summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step")}
+        summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step"), "state": ended}
+        if watch is not None:
+            summary["objective"] = watch.objective()
         if report is not None:
             summary |= {f"test/{name}": report.score.mean, "test/ci95": report.score.ci95}
             summary |= {f"test/{other}": found.mean for other, found in report.others.items()}
@@ -244,13 +290,17 @@ def _trained(
     save: Callable[[str, TrainState], None],
     tick: Callable[[int], None],
     say: Callable[[str], None],
+    halt: Callable[[], bool] | None = None,
 ) -> int:
-    """Trains to the end, 0, or until a signal that any of the ranks receives: its number. The same on all ranks."""
+    """Trains to the end, 0, or until a signal that any of the ranks receives: its number. The same on all ranks.
+
+    `HALTED` where it is `halt` that ends it, which the first rank alone asks.
+    """
     plan, vote, heard = session.plan, Vote(ranks), 0
 
     def stop() -> bool:
         nonlocal heard
-        heard = vote(caught[0] if caught else 0)
+        heard = vote(caught[0] if caught else HALTED if halt is not None and halt() else 0)
         return heard > 0
 
     with _graceful() as caught:

@@ -6,6 +6,7 @@ import fcntl
 import json
 from datetime import datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TextIO
 
 import yaml
@@ -43,15 +44,23 @@ def claim(command: str, tree: Tree, asked: Path | None = None) -> Path:
     raise InputError(f"{wanted.parent} holds too many folders called {wanted.name}; name another: hydra.run.dir=PATH")
 
 
-def lock(folder: Path) -> TextIO:
-    """Keeps every other process from training in `folder` while the returned file is open."""
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise InputError(f"{folder} is being trained by another process; wait for it, or stop it first") from None
-    return file
+def lock(folder: Path, patience: float = 0.0) -> TextIO:
+    """Keeps every other process from training in `folder` while the returned file is open.
+
+    Raises `InputError` where another one still does after `patience` seconds.
+    """
+    file, until = (folder / ".lock").open("w"), monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if monotonic() > until:
+                file.close()
+                raise InputError(
+                    f"{folder} is being trained by another process; wait for it, or stop it first"
+                ) from None
+        sleep(0.1)
 
 
 def find(given: str, key: str) -> Path:
