@@ -53,6 +53,8 @@ def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) 
             return 0
         # With it Hydra raises what it would print and exit on, which is how its messages can be made short.
         os.environ[FULL_ERROR] = "1"
+        if app.command == SWEEP and not app.looks:
+            return app.sweep()
         task = app.task()
         hydra.main(version_base=VERSION_BASE, config_path=str(conf), config_name=command)(task)()
     except _Refused as e:
@@ -121,6 +123,8 @@ class App:
     overrides: list[str] = field(default_factory=list)
     config_dir: str | None = None
     help: bool = False
+    looks: bool = False
+    """whether something is only to be shown"""
     codes: list[int] = field(default_factory=list)
     running: bool = False
     folders: list[Path] = field(default_factory=list)
@@ -136,8 +140,11 @@ class App:
             )
         self.overrides, self.config_dir, self.help = flags.overrides, flags.config_dir, flags.help
         multirun = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
-        looks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
-        if not looks and not flags.config_path and (multirun or any(o.startswith("hydra.") for o in self.overrides)):
+        self.looks = bool(flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
+        if self.command == SWEEP and self.looks:
+            args = self._without_searched(args)
+        hydras = multirun or any(o.startswith("hydra.") for o in self.overrides)
+        if self.command != SWEEP and not self.looks and not flags.config_path and hydras:
             self._preview(multirun)
         words, rest = [], [*self.overrides]
         for word in args:
@@ -179,6 +186,31 @@ class App:
 
         task.__module__ = "metarun"
         return task
+
+    def sweep(self) -> int:
+        """A search, which Hydra composes the runs of, and no more."""
+        importlib.import_module("metarun.run")
+        from metarun.commands import guarded
+        from metarun.sweep.command import Typed, sweep
+
+        def started() -> None:
+            self.started()
+            self.running = True
+
+        with self._composer():
+            loader = GlobalHydra.instance().config_loader()
+            words = [word for word in self.overrides if not word.startswith("hydra.") or "searchpath" in word]
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+            typed = Typed(words, parsed, loader.list_groups(""), self._unknown, replacing, started)
+            return guarded(lambda: sweep(typed))
+
+    def _without_searched(self, args: list[str]) -> list[str]:
+        """To show a config, what is searched is left at what it would be otherwise."""
+        with self._composer():
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            searched = [w for w in self.overrides if parser.parse_override(w).is_sweep_override()]
+        self.overrides = [word for word in self.overrides if word not in searched]
+        return [word for word in args if word not in searched]
 
     def _preview(self, multirun: bool) -> None:
         """Composes what can be wrong with the jobs before any of them starts and before Hydra makes folders.
@@ -348,6 +380,7 @@ def _row(group: str, names: list[str], width: int) -> str:
     return fill(text, WIDTH, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4))
 
 
+SWEEP = "sweep"
 BASES = ("train",)
 """commands whose config others build on"""
 

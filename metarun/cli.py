@@ -21,6 +21,7 @@ from metarun import __version__
 COMMANDS = {
     "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
     "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
+    "sweep": "search settings, many runs at a time: train.lr=1e-4,1e-3 algo=maml,anil",
     "data": "what is in a dataset, and making it ready: data info|prepare NAME",
     "profile": "where the time of a training step goes, by phase and operator",
     "plan": "the time and memory that a run will take; train ... --dry-run too",
@@ -108,6 +109,8 @@ def dispatch(args: list[str]) -> int:
         return _list(rest)
     if command == "train" and DRY_RUN in rest:
         command, rest = "plan", [word for word in rest if word != DRY_RUN]
+    if command == "sweep" and rest[:1] == ["rebuild"]:
+        rest = ["action=rebuild", *rest[1:]]
     return _hydra(command, _data_words(rest) if command == "data" else rest)
 
 

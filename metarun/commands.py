@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,43 @@ from metarun.types import InputError, TrainingError
 
 def execute(command: str, cfg: DictConfig) -> int:
     """Runs one job. 0, or 2 for the person's mistake, 1 for a run that failed; a signal ends the process."""
+    code = guarded(lambda: _execute(command, cfg))
+    if code >= 128:
+        raise SystemExit(code)  # also out of a multirun's remaining jobs
+    return code
+
+
+def guarded(work: Callable[[], int], told: Callable[[str], object] = lambda line: None) -> int:
+    """The code that `work` gives; 2 or 1 where it raises what a person can do something about, which is said.
+
+    `told` hears each line of that as well.
+    """
+
+    def fail(code: int, message: str) -> int:
+        for line in message.splitlines():
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            told(line)
+        return code
+
     try:
-        code = _execute(command, cfg)
+        return work()
     except InputError as e:
-        return _fail(2, str(e))
+        return fail(2, str(e))
     except TrainingError as e:
-        return _fail(1, str(e))
+        return fail(1, str(e))
     except (RuntimeError, MemoryError) as e:
         from metarun.engine.memory import is_about_memory
 
         if not is_about_memory(e):
             raise
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(e), re.I)
-        return _fail(1, f"not enough memory{f' for {size[1]}' if size else ''}; {LESS_MEMORY}")
+        return fail(1, f"not enough memory{f' for {size[1]}' if size else ''}; {LESS_MEMORY}")
     except OSError as e:
         if e.errno not in NOT_WRITABLE | FULL:
             raise
         way_out = "make room, or" if e.errno in FULL else "run metarun where it can write, or"
         where = e.filename or "the run's files"
-        return _fail(1 if e.errno in FULL else 2, f"{where}: {e.strerror}; {way_out} name a folder: hydra.run.dir=PATH")
-    if code >= 128:
-        raise SystemExit(code)  # also out of a multirun's remaining jobs
-    return code
+        return fail(1 if e.errno in FULL else 2, f"{where}: {e.strerror}; {way_out} name a folder: hydra.run.dir=PATH")
 
 
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -48,16 +64,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 LESS_MEMORY = "lower device.eval_batch or device.chunk (tasks at a time; the result is the same), or the model's size"
 
 
-def _fail(code: int, message: str) -> int:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr, flush=True)
-    return code
-
-
 def _execute(command: str, cfg: DictConfig) -> int:
     from metarun import config, evaluation, inspection, planning, profiling, run, runs
 
-    tree = _plain(command, cfg)
+    tree = plain(command, cfg)
     config.load_plugins(tree["plugins"])
     if command == "data":
         return inspection.inspect(tree)
@@ -76,10 +86,10 @@ def _execute(command: str, cfg: DictConfig) -> int:
     tree = config.settled(tree)
     if resume is not None:
         return run.resume(runs.find(str(resume), "resume"), tree, _typed(tree))
-    return run.train(_with_protocol(command, tree), _asked_folder())
+    return run.train(with_protocol(command, tree), _asked_folder())
 
 
-def _with_protocol(command: str, tree: dict[str, Any]) -> dict[str, Any]:
+def with_protocol(command: str, tree: dict[str, Any]) -> dict[str, Any]:
     """The config with its recipe's protocol at full length, so that evaluation needs nothing else."""
     from metarun import config, recipe
 
@@ -92,7 +102,7 @@ def _with_protocol(command: str, tree: dict[str, Any]) -> dict[str, Any]:
     own = loader.load_configuration(hydra.job.config_name, [*words, f"experiment={chosen}"], RunMode.RUN)
     with open_dict(own):
         del own["hydra"]
-    whole = config.whole(_plain(command, own))
+    whole = config.whole(plain(command, own))
     return tree | {"paper": tree["paper"] | {"protocol": recipe.protocol(whole, tree["paper"])}}
 
 
@@ -111,7 +121,7 @@ def _typed(tree: dict[str, Any]) -> list[str]:
     return typed
 
 
-def _plain(command: str, cfg: DictConfig) -> Any:
+def plain(command: str, cfg: DictConfig) -> Any:
     """The config as plain data, its interpolations resolved."""
     try:
         missing = OmegaConf.missing_keys(cfg)

@@ -156,20 +156,21 @@ def resume(folder: Path, asked: Tree, typed: list[str]) -> int:
                 f"train.iterations={tree['train']['iterations']}: the run is at step {content['step']} already; "
                 "give more, or leave it out"
             )
-        return _go_on(folder, tree, content)
+        return _go_on(folder, tree, content, resumed=True)
 
 
-def carry_on(folder: Path, watch: Watch) -> int:
-    """A sweep's run, whose config lies in `folder`: starts, or goes on from its last checkpoint, to the same bits.
+def carry_on(folder: Path, watch: Watch | None) -> int:
+    """The run whose config lies in `folder` starts, or goes on from its last checkpoint, to the same bits.
 
     0 at its end, 130 or 143 after a signal, `HALTED` where `watch` ended it.
     """
     with runs.lock(folder, patience=LEAVING):
         last = folder / "checkpoints" / "last.pt"
-        return _go_on(folder, runs.read_config(folder), checkpoint.load(last) if last.exists() else None, watch)
+        content = checkpoint.load(last) if last.exists() else None
+        return _go_on(folder, runs.read_config(folder), content, content is not None, watch)
 
 
-def _go_on(folder: Path, tree: Tree, content: dict[str, Any] | None, watch: Watch | None = None) -> int:
+def _go_on(folder: Path, tree: Tree, content: dict[str, Any] | None, resumed: bool, watch: Watch | None = None) -> int:
     with _company(tree) as others:
         session = prepare(tree)
         if session.state is not None:
@@ -177,7 +178,7 @@ def _go_on(folder: Path, tree: Tree, content: dict[str, Any] | None, watch: Watc
                 checkpoint.restore(session.state, content, folder / "checkpoints" / "last.pt")
             others.call("train", tree=tree, content=content)
         runs.write_config(folder, tree)
-        return _fit(session, tree, folder, others, resumed=watch is None or content is not None, watch=watch)
+        return _fit(session, tree, folder, others, resumed, watch)
 
 
 def _company(tree: Tree) -> contextlib.AbstractContextManager[Company]:
@@ -303,7 +304,7 @@ def _trained(
         heard = vote(caught[0] if caught else HALTED if halt is not None and halt() else 0)
         return heard > 0
 
-    with _graceful() as caught:
+    with graceful() as caught:
         ended = fit(
             plan.algorithm,
             session.net,
@@ -364,7 +365,7 @@ def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[st
 
 
 @contextlib.contextmanager
-def _graceful() -> Iterator[list[int]]:
+def graceful() -> Iterator[list[int]]:
     """Collects the first SIGINT or SIGTERM instead of dying of it; a second one has its usual effect."""
     caught: list[int] = []
     usual: dict[int, Any] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 Value = str | int | float | bool | None
 Params = dict[str, Value]
@@ -43,10 +42,9 @@ class Trial:
     """One setting and what became of it.
 
     value       the objective: the mean over its seeds; None until it is complete
-    values      of each seed, in order
+    measured    the same of each seed that is over, by its number from 0
     reports     step -> the metric of its first seed's validations
     reason      why it failed
-    attrs       what the sampler has noted about it; plain data
     seconds     that its runs took together
     """
 
@@ -54,11 +52,15 @@ class Trial:
     params: Params
     state: str = RUNNING
     value: float | None = None
-    values: list[float] = field(default_factory=list)
+    measured: dict[int, float] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
     reason: str = ""
-    attrs: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def values(self) -> list[float]:
+        """Of each seed that is over."""
+        return [value for _, value in sorted(self.measured.items())]
 
 
 @dataclass(frozen=True)

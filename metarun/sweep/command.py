@@ -1,0 +1,343 @@
+"""`metarun sweep`: from words to a search that is over."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from hydra import compose
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from metarun import run, runs
+from metarun.config import Tree, flat
+from metarun.device import pick
+from metarun.engine.step import meta_gradient
+from metarun.hints import did_you_mean
+from metarun.measures import MEASURES
+from metarun.memory import free_bytes
+from metarun.resume import FREE
+from metarun.run import GRACEFUL
+from metarun.schema import Complaints, checked
+from metarun.settings import DeviceSettings
+from metarun.sweep.composer import Composer
+from metarun.sweep.driver import Driver
+from metarun.sweep.executor import Executor, Local, Needs, cores
+from metarun.sweep.executor import executor as executor_of
+from metarun.sweep.search import Search, serves
+from metarun.sweep.settings import SweepSettings
+from metarun.sweep.space import holds, option, shown, split, values
+from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
+from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
+from metarun.types import InputError
+
+ACTIONS = ("search", "rebuild")
+OWN = ("sweep", "action")
+"""what of the config is a sweep's own"""
+TRIALS = 50
+"""that are made where neither `sweep.trials` nor the space says how many"""
+IDENTITY = ("sampler", "pruner", "warmup", "reduction", "startup", "seeds", "seed", "enqueue")
+"""settings of a sweep that make it another one; the others may change when it goes on"""
+PREPARED = 24
+"""settings whose data and network are tried before the first trial starts"""
+CHECKED_ON = {"kind": "cpu", "precision": "fp32", "processes": 1, "threads": 1}
+"""where that is done: the GPUs are the runs'"""
+MEMORY = 1.5e9
+"""bytes that are reckoned for each run on a CPU, where it is ours to say how many there are"""
+GONE = "nothing"
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What stood on the command line, and what of it only the command line knows.
+
+    groups      the names of all config groups
+    unknown     what to say of a setting that there is not
+    replaced    words with Hydra's syntax for new keys where they need it
+    """
+
+    words: Sequence[str]
+    parsed: Sequence[Override]
+    groups: Sequence[str]
+    unknown: Callable[[str], str]
+    replaced: Callable[[list[str]], list[str]]
+    started: Callable[[], None]
+
+
+def sweep(typed: Typed) -> int:
+    """`metarun sweep`: 0 when every trial is over, 1 when none was completed, 130 or 143 after a signal.
+
+    Raises `InputError`, before anything starts, for what cannot be searched so.
+    """
+    own, words, space = _parts(typed)
+    action, settings, executor = _settings(own, words, space, typed)
+    composer = Composer(words, space, typed.groups, typed.replaced)
+    if unknown := composer.unknown():
+        raise InputError("\n".join(typed.unknown(key) for key in unknown))
+    serves(settings, space, composer.conditional)
+    settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
+    trees = _tried(composer)
+    goal, validations = _goal(trees, settings)
+    about = _about(settings, space, goal, trees[0])
+    folder = runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, trees[0]))
+    if action == "rebuild":
+        return _rebuild(folder)
+    _same(folder, about)
+    search = Search(settings, space, goal, composer.groups, composer.there, validations)
+    limit = settings.trials or (TRIALS if search.all is None else min(len(search.all), TRIALS))
+    if settings.sampler == "grid" and search.all is not None and settings.trials is None:
+        limit = len(search.all)
+    typed.started()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        write_json(folder / ABOUT, about)
+        return _searched(folder, settings, goal, limit, search, composer, executor, trees[0])
+
+
+def _parts(typed: Typed) -> tuple[list[str], list[str], dict[str, Dimension]]:
+    """The words about the sweep itself, those that every run has, and what is searched."""
+    pairs = [*zip(typed.words, typed.parsed, strict=True)]
+    own = [(word, o) for word, o in pairs if o.key_or_group in OWN or o.key_or_group.startswith(("sweep.", "sweep/"))]
+    if swept := [word for word, o in own if o.is_sweep_override()]:
+        raise InputError(f"{swept[0]}: is the sweep's own and takes one value; what is searched are settings of runs")
+    rest = [pair for pair in pairs if pair not in own]
+    words, space = split([word for word, _ in rest], [o for _, o in rest])
+    if not space:
+        raise InputError(
+            "nothing is searched; give a setting several values, as in train.lr=1e-4,1e-3 or "
+            "'train.lr=tag(log,interval(1e-4,1e-2))'"
+        )
+    return [word for word, _ in own], words, space
+
+
+def _settings(own: list[str], words: list[str], space: Space, typed: Typed) -> tuple[str, SweepSettings, Any]:
+    first = [option(key, values(space[key])[0]) for key in space if key in typed.groups]
+    cfg = compose("sweep", [*words, *first, *own])
+    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    node, action = tree["sweep"], tree["action"]
+    executor, name = node.pop("executor"), node.pop("name")
+    wrong = Complaints()
+    good = wrong.about(lambda: checked(SweepSettings, node, "sweep"))
+    made_of = wrong.about(lambda: executor_of(executor))
+    if action not in ACTIONS:
+        wrong.lines.append(f"action={action}: must be one of {', '.join(ACTIONS)}")
+    if name is not None and (not str(name) or "/" in str(name) or str(name).startswith(".")):
+        wrong.lines.append(f"sweep.name={name}: names a folder under outputs/sweep; letters, digits, - and _ will do")
+    wrong.end()
+    settings = SweepSettings(**good, name=None if name is None else str(name))
+    if settings.seeds > 1 and "seed" in space:
+        raise InputError("sweep.seeds: seed is searched already; leave one of them out")
+    return action, settings, made_of
+
+
+def _known(params: Any, space: Space) -> Params:
+    """A setting to try first. Raises `InputError` for what is not in the space."""
+    if not isinstance(params, Mapping):
+        raise InputError(f"sweep.enqueue: {params!r} is no mapping; write [{{train.lr: 1e-3}}]")
+    typed = {str(key): value for key, value in flat(params).items()}
+    for key, value in typed.items():
+        if key not in space:
+            raise InputError(f"sweep.enqueue: {key} is not searched; {did_you_mean(key, space)}")
+        if not holds(space[key], value):
+            raise InputError(f"sweep.enqueue: {key}={value} is not among {shown(space[key])}")
+    return typed
+
+
+def _tried(composer: Composer) -> list[Tree]:
+    """The configs of settings that stand for all, the first with nothing special about it; data and network are tried.
+
+    Raises `InputError` with every complaint there is.
+    """
+    wrong, trees = Complaints(), list[Tree]()
+    for params in composer.samples():
+        if (tree := wrong.about(lambda params=params: composer.tree(params))) is not None:
+            trees.append(tree)
+    wrong.lines = [_with_hint(line, composer.space) for line in wrong.lines]
+    wrong.end()
+    kept = dict[str, Tree]()
+    for tree in trees:  # of those that differ in real numbers alone, one
+        kept.setdefault(json.dumps(_without_reals(tree), sort_keys=True), tree)
+    for tree in [*kept.values()][:PREPARED]:
+        wrong.about(lambda tree=tree: run.prepare(tree | {"device": tree["device"] | CHECKED_ON}))
+    wrong.end()
+    return trees
+
+
+def _without_reals(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_reals(value) for key, value in node.items() if key != "seed"}
+    return "real" if isinstance(node, float) else node
+
+
+def _with_hint(line: str, space: Space) -> str:
+    key = line.partition("=")[0]
+    dimension = space.get(key)
+    if isinstance(dimension, Interval) and not dimension.whole and "whole number" in line:
+        return f"{line}; write {key}={shown(replace(dimension, whole=True))}"
+    return line
+
+
+def _goal(trees: list[Tree], settings: SweepSettings) -> tuple[Goal, int]:
+    """What trials are judged by, and how many validations the longest makes. Raises `InputError`."""
+    session = run.prepare(trees[0] | {"device": trees[0]["device"] | CHECKED_ON})
+    metric = settings.metric or session.measure.name
+    metric = metric if "/" in metric else f"val/{metric}"
+    split, _, name = metric.partition("/")
+    if split == "test":
+        raise InputError(f"sweep.metric={metric}: test classes choose nothing; take val/{name}")
+    if metric not in (there := _metrics(session)):
+        raise InputError(f"sweep.metric={metric}: no run here reports it; {did_you_mean(metric, there)}")
+    if settings.direction is None and name not in MEASURES and name not in ("loss", "ci95"):
+        raise InputError(f"sweep.direction: say whether more of {metric} is better: maximize or minimize")
+    better = MEASURES[name].higher_is_better if name in MEASURES else False
+    lengths = [ceil(tree["train"]["iterations"] / tree["train"]["val_every"]) for tree in trees]
+    return Goal(metric, better if settings.direction is None else settings.direction == "maximize"), max(lengths)
+
+
+def _metrics(session: run.Session) -> list[str]:
+    """What the rows of a run hold."""
+    found = [f"val/{session.measure.name}", "val/ci95"]
+    if session.state is None:
+        return found
+    plan = session.plan
+    algorithm = plan.algorithm.at_step(0, plan.train.iterations)
+    metrics, _ = meta_gradient(algorithm, session.net, session.state.meta, session.train(0, 1), None, {})
+    return found + [f"train/{name}" for name in (*metrics, "lr", "rate")]
+
+
+def _about(settings: SweepSettings, space: Space, goal: Goal, tree: Tree) -> Tree:
+    """What makes a sweep this one: what is searched, how, and what all its runs have in common."""
+    common = {
+        key: value
+        for key, value in flat({node: value for node, value in tree.items() if node not in FREE}).items()
+        if key not in FREE and key not in space and key.partition(".")[0] not in space and key != "seed"
+    }
+    seed = {} if "seed" in space else {"seed": tree["seed"]}
+    searched = {key: shown(dimension) for key, dimension in space.items()}
+    how = {key: value for key, value in asdict(settings).items() if key in IDENTITY}
+    about = {"space": searched, "goal": asdict(goal), "sweep": how, "runs": common | seed}
+    return json.loads(json.dumps(about))
+
+
+def _name(settings: SweepSettings, about: Tree, tree: Tree) -> str:
+    """The same for the same words, whatever their order: `omniglot-maml-5w1s-tpe-3f9a1c`"""
+    digest = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{runs.label(tree)}-{settings.sampler}-{digest}"
+
+
+def _same(folder: Path, about: Tree) -> None:
+    """Raises `InputError` where `folder` holds another sweep, saying how it differs."""
+    if not (folder / ABOUT).exists():
+        if (folder / FILE).exists():
+            raise damaged(folder / FILE, f"there is no {ABOUT} beside it")
+        return
+    before = read_json(folder / ABOUT)
+    if not isinstance(before, dict):
+        raise damaged(folder / ABOUT, "it cannot be read")
+    if before != about:
+        old, new = flat(before), flat(about)
+        keys = [key for key in {**old, **new} if old.get(key, GONE) != new.get(key, GONE)]
+        told = [f"{key.partition('.')[2]}: {old.get(key, GONE)}, now {new.get(key, GONE)}" for key in keys[:3]]
+        names = (f"{folder.name}-{n}" for n in itertools.count(2))
+        free = next(name for name in names if not folder.with_name(name).exists())
+        raise InputError(f"{folder} holds another sweep ({'; '.join(told)}); name this one: sweep.name={free}")
+
+
+def _rebuild(folder: Path) -> int:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such sweep to rebuild; type the words that it was started with")
+    with locked(folder):
+        trials = rebuild(folder)
+    print(f"{folder / FILE}: made anew from the runs of {trials} trials; type the sweep again to go on with it")
+    return 0
+
+
+def _searched(
+    folder: Path,
+    settings: SweepSettings,
+    goal: Goal,
+    limit: int,
+    search: Search,
+    composer: Composer,
+    executor: Executor,
+    tree: Tree,
+) -> int:
+    study = opened(folder)
+    search.replay(study.events)
+    needs, threads = _needs(tree, settings, limit, folder, isinstance(executor, Local))
+    workers = None if settings.workers == "auto" else settings.workers
+
+    def own(params: Params, seed: int) -> Tree:
+        made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
+        return fitted(made, threads, folder.name)
+
+    with closing(study), closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
+        board = Board(goal)
+        driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, own)
+        until = None if settings.timeout is None else monotonic() + 60 * settings.timeout
+        with run.graceful() as caught:
+            over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
+            if caught:
+                board.say(f"stopped; type the same words to go on with {folder}")
+                return GRACEFUL[caught[0]]
+            if not over:
+                board.say(f"stopped after sweep.timeout={settings.timeout:g} minutes; with more it goes on")
+        return 0
+
+
+def _needs(tree: Tree, settings: SweepSettings, limit: int, folder: Path, here: bool) -> tuple[Needs, int | None]:
+    """What each run needs, and the threads that it is to be given where its config leaves that open."""
+    device = DeviceSettings(**tree["device"])
+    on_gpu = pick(device).type == "cuda" if here or device.kind != "cuda" else True
+    ranks = device.processes if isinstance(device.processes, int) else 1
+    room = cores() if here else ranks
+    if settings.workers != "auto":
+        slots = settings.workers
+    elif on_gpu:
+        import torch
+
+        slots = max(1, torch.cuda.device_count()) * settings.per_gpu
+    else:
+        free = free_bytes(pick(device)) if here else None
+        slots = min(room, room if free is None else max(1, int(free // MEMORY)))
+    threads = device.threads or max(1, room // max(1, min(slots, limit * settings.seeds) * ranks))
+    gpus = (ranks if ranks > 1 else 1 / settings.per_gpu) if on_gpu else 0
+    return Needs(gpus, threads * ranks, folder.resolve()), threads if device.threads is None else None
+
+
+def fitted(tree: Tree, threads: int | None, group: str) -> Tree:
+    """A run's config as its place among others would have it: its threads, and its group where its logger has one."""
+    out = dict(tree)
+    if threads is not None:
+        out["device"] = tree["device"] | {"threads": threads}
+    if "group" in tree["logger"] and tree["logger"]["group"] is None:
+        out["logger"] = tree["logger"] | {"group": group, "job_type": "trial"}
+    return out
+
+
+class Board:
+    def __init__(self, goal):
+        self.goal = goal
+
+    def say(self, x):
+        print(x, flush=True)
+
+    def started(self, t, slot, what):
+        print("started", t.number, t.params, slot, what, flush=True)
+
+    def reported(self, t, s, v):
+        print("rep", t.number, s, v, flush=True)
+
+    def ended(self, t):
+        print("ended", t.number, t.state, t.value, t.reason, flush=True)
+
+    def tick(self):
+        pass
