@@ -31,7 +31,7 @@ from metarun.engine.loop import meta_update, tickets
 from metarun.engine.portions import tasks_at_once
 from metarun.engine.state import TrainState
 from metarun.evaluation import Banks, Subject, examined, report
-from metarun.loggers.console import clock
+from metarun.loggers.voice import clock
 from metarun.memory import free_bytes, peak
 from metarun.report import draw, show, table, write
 from metarun.run import Session, portion, prepare, validated

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from metarun.loggers import console
-from metarun.loggers.console import Console, clock, describe
+from metarun.loggers.console import Console, describe
+from metarun.loggers.voice import clock
 
 TRAIN = {"step": 10, "split": "train", "loss": 0.5117, "accuracy": 0.8123}
 VAL = {"step": 10, "split": "val", "accuracy": 0.9}
