@@ -1,0 +1,128 @@
+"""A process of a sweep, on the machine where it runs: started, asked to end, ended.
+
+Light: on a cluster this is imported beside every job. The process itself must end when its standard input closes, for
+that is all that one which started it and was then killed can still tell it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from time import monotonic, sleep
+
+from metarun.sweep.trial import Work
+
+STOPPED = 128 + signal.SIGTERM
+"""the exit code of a run that was asked to end, and has saved: 143"""
+LOST = -signal.SIGKILL
+"""said of a job that ended where nobody saw its exit code"""
+NOT_FOUND = 127
+"""said of a job that could not be started at all"""
+CALLS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""by which schedulers say that a job has to end: Slurm, Ray's cancel, and submitit when time is nearly over"""
+TICK = 0.05
+"""seconds between looks at the process, and between looks at the orders: in the memory of this machine, or files"""
+
+
+def say(work: Work, text: str) -> None:
+    """Adds a line to the job's log, if it can be written at all."""
+    with contextlib.suppress(OSError):
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        with work.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+
+
+def start(work: Work, own: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+    """Starts `work` with this process's environment, `work.env` and then `own` on top of it.
+
+    It has a session of its own, so that Ctrl-C reaches only whoever started it. None, with a line in its log, where it
+    cannot be started.
+    """
+    try:
+        with work.log.open("ab") as log:
+            return subprocess.Popen(
+                work.argv,
+                env={**os.environ, **work.env, **own},
+                cwd=work.folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as e:
+        say(work, f"error: could not be started: {e}")
+        return None
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process and all that it has started and left in its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def ended(process: subprocess.Popen[bytes]) -> int | None:
+    """Its exit code, or None. Of one that was killed nothing is left."""
+    code = process.poll()
+    if code is not None and process.stdin is not None and not process.stdin.closed:
+        if code < 0:
+            end(process)
+        process.stdin.close()
+    return code
+
+
+def attend(work: Work, own: Mapping[str, str], orders: Callable[[], int] = lambda: 0, pass_on: bool = True) -> int:
+    """Runs `work` to its end on this machine, and returns its exit code: what a scheduler is given to do.
+
+    The first signal that asks this process to end goes on to the job as SIGTERM, unless the scheduler tells all
+    processes itself (not `pass_on`): a run dies of a second one, and must not be hurried when it saves. `orders` is
+    asked now and then: SIGTERM, SIGKILL, or 0 for none. Must be called in the main thread.
+    """
+    with _noted() as heard:
+        process = None if heard else start(work, own)
+        if process is None:
+            return STOPPED if heard else NOT_FOUND
+        asked = 0
+        try:
+            while (code := ended(process)) is None:
+                order = orders() or (signal.SIGTERM if heard else 0)
+                if order == signal.SIGKILL:
+                    end(process)
+                elif order and not asked:
+                    asked = order
+                    if pass_on or not heard:
+                        process.terminate()
+                sleep(TICK)
+            return code
+        finally:
+            if process.poll() is None:
+                end(process)
+                process.wait()
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[int]]:
+    """The signals that have asked this process to end, none of which then has its usual effect."""
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in CALLS}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def now_and_then(look: Callable[[], int], every: float) -> Callable[[], int]:
+    """`look`, asked no more than once in `every` seconds; 0 in between."""
+    last = -every
+
+    def asked() -> int:
+        nonlocal last
+        if monotonic() - last < every:
+            return 0
+        last = monotonic()
+        return look()
+
+    return asked
