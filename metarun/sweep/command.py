@@ -36,6 +36,7 @@ from metarun.sweep.search import Search, serves
 from metarun.sweep.settings import SweepSettings
 from metarun.sweep.space import holds, option, shown, split, values
 from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
+from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
 from metarun.types import InputError
 
@@ -279,11 +280,13 @@ def _searched(
         made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
         return fitted(made, threads, folder.name)
 
+    seconds = None if settings.timeout is None else 60 * settings.timeout
     with closing(study), closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
-        board = Board(goal)
+        length = tree["train"]["iterations"]
+        board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
         driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, own)
-        until = None if settings.timeout is None else monotonic() + 60 * settings.timeout
-        with run.graceful() as caught:
+        until = None if seconds is None else monotonic() + seconds
+        with closing(board), run.graceful() as caught:
             over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
             if caught:
                 board.say(f"stopped; type the same words to go on with {folder}")
@@ -321,23 +324,3 @@ def fitted(tree: Tree, threads: int | None, group: str) -> Tree:
     if "group" in tree["logger"] and tree["logger"]["group"] is None:
         out["logger"] = tree["logger"] | {"group": group, "job_type": "trial"}
     return out
-
-
-class Board:
-    def __init__(self, goal):
-        self.goal = goal
-
-    def say(self, x):
-        print(x, flush=True)
-
-    def started(self, t, slot, what):
-        print("started", t.number, t.params, slot, what, flush=True)
-
-    def reported(self, t, s, v):
-        print("rep", t.number, s, v, flush=True)
-
-    def ended(self, t):
-        print("ended", t.number, t.state, t.value, t.reason, flush=True)
-
-    def tick(self):
-        pass

@@ -43,6 +43,7 @@ class Listener(Protocol):
 
     def started(self, trial: Trial, slot: int, what: str) -> None: ...
     def reported(self, trial: Trial, step: int, value: float) -> None: ...
+    def freed(self, slot: int) -> None: ...
     def ended(self, trial: Trial) -> None: ...
     def tick(self) -> None: ...
 
@@ -172,8 +173,13 @@ class Driver:
                 run.read = 0
             self.places[slot] = Place(slot, self.pool.start(work, slot), together)
             for run in together:
-                what = "" if self.settings.seeds == 1 else f"seed {run.seed + 1} of {self.settings.seeds}"
-                self.listener.started(run.trial, slot, what)
+                self.listener.started(run.trial, slot, self._what(run))
+
+    def _what(self, run: Run) -> str:
+        """How it comes to run."""
+        begun = (run.folder / "checkpoints" / "last.pt").exists()
+        seed = f"seed {run.seed + 1} of {self.settings.seeds}" if self.settings.seeds > 1 else ""
+        return ", ".join(filter(None, (seed, "goes on" if begun else ""))) or "started"
 
     def _next(self) -> list[Run]:
         """The runs that a free slot is for: one, or several that are alike enough to be trained together."""
@@ -212,6 +218,7 @@ class Driver:
         if code is None:
             return False
         del self.places[place.slot]
+        self.listener.freed(place.slot)
         for run in place.runs:
             if not run.over:
                 self._lost(run, code)

@@ -16,6 +16,7 @@ PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
 HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "loky", "matplotlib", "PIL", "sentence_transformers"}
+HEAVY |= {"ray", "submitit"}
 ABOVE = {"cli", "__main__", "app", "commands", "run", "evaluation", "profiling", "planning", "helping", "sweep"}
 """what nothing below may reach up to"""
 

@@ -1,0 +1,315 @@
+"""Where a sweep's processes run. Each executor starts real processes, small ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from metarun.sweep import executor as executors
+from metarun.sweep import process
+from metarun.sweep.executor import Job, Local, Needs, Pool
+from metarun.sweep.trial import Work
+from metarun.types import InputError
+
+SCRIPT = Path(__file__).with_name("job.py")
+LONG = 60.0
+"""seconds: nothing takes as long, on any machine"""
+
+
+def work(folder: Path, what: str, **env: str) -> Work:
+    folder.mkdir(exist_ok=True)
+    return Work((sys.executable, "-S", str(SCRIPT), what), env, folder, folder / "log.txt")
+
+
+def until(seen: Callable[[], Any]) -> Any:
+    """What `seen` says as soon as that is true."""
+    end = monotonic() + LONG
+    while not (what := seen()):
+        assert monotonic() < end, "waited in vain"
+        sleep(0.01)
+    return what
+
+
+def code(job: Job) -> int:
+    """Its exit code, when it has ended."""
+    until(lambda: job.ended() is not None)
+    result = job.ended()
+    assert result is not None
+    return result
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a job has noted when it had started."""
+    until((folder / "started").exists)
+    return json.loads((folder / "started").read_text())
+
+
+def runs(pid: int) -> bool:
+    """Whether it does, and is no zombie that nobody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def cpu(folder: Path) -> Needs:
+    return Needs(gpus=0, cpus=1, folder=folder)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Pool]:
+    pool = Local().open(cpu(tmp_path), 2, 9)
+    yield pool
+    pool.close()
+
+
+# this machine
+
+
+def test_a_job_runs_in_its_folder_and_its_words_are_added_to_its_log(local: Pool, tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "log.txt").write_text("before\n")
+    assert code(local.start(work(tmp_path / "0", "exit3"), 0)) == 3
+    assert (tmp_path / "0" / "log.txt").read_text() == "before\nsaid out\nsaid err\n"
+    job = local.start(work(tmp_path / "1", "tell", METARUN_TEST="yes", HOME="/elsewhere"), 1)
+    assert code(job) == 0
+    at = told(tmp_path / "1")
+    assert at["cwd"] == str(tmp_path / "1")
+    assert at["env"]["METARUN_TEST"] == "yes" and at["env"]["HOME"] == "/elsewhere"
+    assert at["env"]["PATH"] == os.environ["PATH"]
+    assert at["session"] == at["pid"]  # Ctrl-C at the terminal is for the driver
+
+
+def test_stop_lets_a_job_save_and_kill_does_not(local: Pool, tmp_path: Path) -> None:
+    job = local.start(work(tmp_path / "0", "wait"), 0)
+    told(tmp_path / "0")
+    assert job.ended() is None
+    job.stop()
+    assert code(job) == 143
+    assert (tmp_path / "0" / "saved").exists()
+    deaf = local.start(work(tmp_path / "1", "deaf"), 0)
+    told(tmp_path / "1")
+    deaf.stop()
+    sleep(0.1)
+    assert deaf.ended() is None
+    deaf.kill()
+    assert code(deaf) == -signal.SIGKILL
+    for gone in (job, deaf):  # nothing is left that this could reach
+        gone.stop()
+        gone.kill()
+
+
+def test_a_job_that_is_killed_leaves_no_child_and_disturbs_no_other(local: Pool, tmp_path: Path) -> None:
+    other = local.start(work(tmp_path / "1", "wait"), 1)
+    job = local.start(work(tmp_path / "0", "parent"), 0)
+    at = told(tmp_path / "0")
+    assert runs(at["child"])
+    os.kill(at["pid"], signal.SIGKILL)
+    assert code(job) == -signal.SIGKILL
+    until(lambda: not runs(at["child"]))
+    told(tmp_path / "1")
+    assert other.ended() is None
+
+
+def test_what_cannot_be_started_has_ended_and_says_why(local: Pool, tmp_path: Path) -> None:
+    job = local.start(Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt"), 0)
+    assert job.ended() == 127
+    job.stop()
+    job.kill()
+    assert "error: could not be started" in (tmp_path / "log.txt").read_text()
+    assert local.start(work(tmp_path / "0", "exit0"), 0).ended() in (None, 0)
+    gone = Work((sys.executable, "-V"), {}, tmp_path / "gone", tmp_path / "gone" / "log.txt")
+    assert local.start(gone, 0).ended() == 127
+
+
+def test_closing_ends_the_deaf_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors.close, "__defaults__", (1.0,))
+    pool = Local().open(cpu(tmp_path), 3, 9)
+    jobs = [pool.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("wait", "deaf", "exit0"))]
+    pids = [told(tmp_path / what)["pid"] for what in ("wait", "deaf")]
+    code(jobs[2])
+    pool.close()
+    assert [job.ended() for job in jobs] == [143, -signal.SIGKILL, 0]
+    assert not any(runs(pid) for pid in pids)
+    assert (tmp_path / "wait" / "saved").exists()
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = {paths}
+from test_executors import Local, Needs, work
+here = Path({here!r})
+pool = Local().open(Needs(0, 1, here), 2, 2)
+for slot in range(2):
+    pool.start(work(here / str(slot), "wait"), slot)
+time.sleep(600)
+"""
+
+
+def test_jobs_end_when_their_driver_is_killed(tmp_path: Path) -> None:
+    """Each has a pipe that only the driver holds the other end of: not the other jobs either."""
+    script = DRIVER.format(paths=[str(SCRIPT.parent), str(SCRIPT.parents[2])], here=str(tmp_path))
+    driver = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        pids = [told(tmp_path / slot)["pid"] for slot in "01"]
+    finally:
+        driver.kill()
+        driver.wait()
+    until(lambda: not any(runs(pid) for pid in pids))
+    assert (tmp_path / "0" / "alone").exists() and (tmp_path / "1" / "alone").exists()
+
+
+# slots
+
+
+def test_cores_make_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "cores", lambda: 8)
+
+    def slots(cpus: int, workers: int | None, at_most: int) -> int:
+        return Local().open(Needs(0, cpus, tmp_path), workers, at_most).slots
+
+    assert slots(1, None, 99) == 8
+    assert slots(3, None, 99) == 2
+    assert slots(99, None, 99) == 1
+    assert slots(1, None, 5) == 5
+    assert slots(3, 20, 99) == 20
+    assert slots(3, 20, 7) == 7
+
+
+@pytest.mark.parametrize(
+    "gpus, workers, devices",
+    [
+        (1.0, None, ["a", "b", "c", "d"]),
+        (1.0, 2, ["a", "b"]),
+        (0.5, 4, ["a", "b", "c", "d"]),  # shared only when there are more runs than GPUs
+        (0.5, None, ["a", "b", "c", "d", "a", "b", "c", "d"]),
+        (1 / 3, 12, ["a", "b", "c", "d"] * 3),
+        (2.0, None, ["a,b", "c,d"]),
+        (3.0, None, ["a,b,c"]),
+    ],
+)
+def test_a_slot_has_gpus_of_its_own(
+    gpus: float, workers: int | None, devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "visible", lambda: ["a", "b", "c", "d"])
+    slots, groups = executors.room(Needs(gpus, 1, tmp_path), workers, 99)
+    assert [executors.own(groups, slot)["CUDA_VISIBLE_DEVICES"] for slot in range(slots)] == devices
+
+
+def test_a_job_sees_the_gpus_of_its_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    pool = Local().open(Needs(1, 1, tmp_path), None, 9)
+    assert pool.slots == 2
+    for slot, device in enumerate(("5", "GPU-7")):
+        # What the driver itself was given is not what the run is to have.
+        pool.start(work(tmp_path / str(slot), "tell", CUDA_VISIBLE_DEVICES="5,GPU-7"), slot)
+        assert told(tmp_path / str(slot))["env"]["CUDA_VISIBLE_DEVICES"] == device
+    pool.close()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert executors.visible() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "gpus, workers, here, says",
+    [
+        (1.0, None, 0, "needs 1 GPU, and this machine has none; set device=cpu"),
+        (4.0, None, 2, "needs 4 GPUs, and this machine has 2"),
+        (1.0, 3, 2, "sweep.workers=3: the 2 GPUs of this machine hold 2; lower it, or raise sweep.per_gpu"),
+        (0.5, 3, 1, "sweep.workers=3: the 1 GPU of this machine holds 2; lower it"),
+        (1.5, None, 4, "cannot have 1.5 GPUs"),
+    ],
+)
+def test_more_than_the_gpus_hold_is_refused(
+    gpus: float, workers: int | None, here: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "visible", lambda: [str(i) for i in range(here)])
+    with pytest.raises(InputError, match="^(?s:.*)" + says):
+        Local().open(Needs(gpus, 1, tmp_path), workers, 99)
+
+
+# by name
+
+
+def test_an_executor_is_chosen_by_name() -> None:
+    assert executors.executor({"name": "local"}) == Local()
+    with pytest.raises(InputError, match=r"sweep.executor.name=slrm: no such executor; did you mean slurm\?"):
+        executors.executor({"name": "slrm"})
+    with pytest.raises(InputError, match=r"sweep.executor.partition: no such setting"):
+        executors.executor({"name": "local", "partition": "gpu"})
+    with pytest.raises(InputError, match="no such executor"):
+        executors.executor(None)
+
+
+# what schedulers are given to do
+
+
+def attended(tmp_path: Path, what: str, ways: str = "") -> subprocess.Popen[bytes]:
+    """A process that attends to a job, and exits as it did, and the job's folder."""
+    script = (
+        f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parents[2])]}; from pathlib import Path\n"
+        "from metarun.sweep import process\nfrom metarun.sweep.trial import Work\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        f"work = Work((sys.executable, '-S', {str(SCRIPT)!r}, {what!r}), {{}}, folder, folder / 'log.txt')\n"
+        f"code = process.attend(work, {{'OWN': '1'}}, {ways})\n"
+        "assert not [name for name in ('torch', 'hydra', 'optuna') if name in sys.modules]\n"
+        "sys.exit(code % 256)"
+    )
+    return subprocess.Popen([sys.executable, "-c", script])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_who_attends_lets_the_job_save(tmp_path: Path, number: int) -> None:
+    task = attended(tmp_path, "wait")
+    assert told(tmp_path)["env"]["OWN"] == "1"
+    task.send_signal(number)
+    task.send_signal(number)  # which must not be a second one to the job
+    assert task.wait(LONG) == 143
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_scheduler_that_signals_all_processes_does_so_once(tmp_path: Path) -> None:
+    """As Slurm does: a second SIGTERM would kill the run while it saves."""
+    task = attended(tmp_path, "wait", "pass_on=False")
+    os.kill(told(tmp_path)["pid"], signal.SIGTERM)
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(LONG) == 143
+    assert (tmp_path / "saved").exists()
+
+
+def test_orders_stop_and_kill(tmp_path: Path) -> None:
+    order = (
+        "orders=process.now_and_then(lambda: 15 if Path('{0}/stop').exists() else 9 * Path('{0}/kill').exists(), 0.1)"
+    )
+    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9)):
+        folder = tmp_path / name
+        folder.mkdir()
+        task = attended(folder, what, order.format(folder))
+        told(folder)
+        (folder / name).touch()
+        assert task.wait(LONG) == says
+
+
+def test_who_attends_is_killed_and_so_the_job_ends(tmp_path: Path) -> None:
+    task = attended(tmp_path, "wait")
+    pid = told(tmp_path)["pid"]
+    task.kill()
+    task.wait()
+    until(lambda: not runs(pid))
+    assert (tmp_path / "alone").exists()
+
+
+def test_exit_codes_pass_through(tmp_path: Path) -> None:
+    assert attended(tmp_path, "exit5").wait(LONG) == 5
+    missing = Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt")
+    assert process.attend(missing, {}) == 127
