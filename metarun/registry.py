@@ -55,10 +55,15 @@ def _first_line(e: Exception) -> str:
 
 def known(kind: str) -> dict[str, type]:
     """Every class of a kind by name: metarun's own, installed plugins' (entry points), and the person's."""
-    for name in _own(kind):
-        importlib.import_module(f"metarun.{ROOMS[kind]}.{name}")
+    import_own(kind)
     _load_installed()
     return REGISTRY[kind]
+
+
+def import_own(kind: str) -> None:
+    """Every file of a room."""
+    for name in _own(kind):
+        importlib.import_module(f"metarun.{ROOMS[kind]}.{name}")
 
 
 def _own(kind: str) -> list[str]:

@@ -30,11 +30,11 @@ from metarun.schema import Complaints, checked
 from metarun.settings import DeviceSettings
 from metarun.sweep.composer import Composer
 from metarun.sweep.driver import Driver
-from metarun.sweep.executor import Executor, Local, Needs, cores
+from metarun.sweep.executor import Local, Needs, cores
 from metarun.sweep.executor import executor as executor_of
 from metarun.sweep.search import Search, serves
 from metarun.sweep.settings import SweepSettings
-from metarun.sweep.space import holds, option, shown, split, values
+from metarun.sweep.space import count, holds, option, shown, split, values
 from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
 from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
@@ -85,22 +85,58 @@ def sweep(typed: Typed) -> int:
         raise InputError("\n".join(typed.unknown(key) for key in unknown))
     serves(settings, space, composer.conditional)
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
-    trees = _tried(composer)
-    goal, validations = _goal(trees, settings)
-    about = _about(settings, space, goal, trees[0])
-    folder = runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, trees[0]))
-    if action == "rebuild":
-        return _rebuild(folder)
-    _same(folder, about)
-    search = Search(settings, space, goal, composer.groups, composer.there, validations)
-    limit = settings.trials or (TRIALS if search.all is None else min(len(search.all), TRIALS))
-    if settings.sampler == "grid" and search.all is not None and settings.trials is None:
-        limit = len(search.all)
-    typed.started()
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        write_json(folder / ABOUT, about)
-        return _searched(folder, settings, goal, limit, search, composer, executor, trees[0])
+    tree = composer.tree(composer.samples()[0])
+    limit = _limit(settings, composer)
+    needs, threads = _needs(tree, settings, limit, isinstance(executor, Local))
+    workers = None if settings.workers == "auto" else settings.workers
+    with closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
+        pool.get_ready()  # while what could be wrong is looked for
+        trees = _tried(composer)
+        goal, validations = _goal(trees, settings)
+        about = _about(settings, space, goal, tree)
+        folder = runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, tree))
+        if action == "rebuild":
+            return _rebuild(folder)
+        _same(folder, about)
+        search = Search(settings, space, goal, composer.groups, composer.there, validations)
+        typed.started()
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def config_of(params: Params, seed: int) -> Tree:
+            made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
+            return fitted(made, threads, folder.name)
+
+        with locked(folder), closing(opened(folder)) as study:
+            write_json(folder / ABOUT, about)
+            search.replay(study.events)
+            seconds = None if settings.timeout is None else 60 * settings.timeout
+            length = tree["train"]["iterations"]
+            board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
+            driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, config_of)
+            with closing(board):
+                return _searched(driver, board, seconds)
+
+
+def _searched(driver: Driver, board: Board, seconds: float | None) -> int:
+    until = None if seconds is None else monotonic() + seconds
+    with run.graceful() as caught:
+        over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
+        if caught:
+            board.say(f"stopped; type the same words to go on with {driver.folder}")
+            return GRACEFUL[caught[0]]
+        if not over:
+            board.say("stopped, for sweep.timeout is over; with more of it the same words go on")
+    return 0
+
+
+def _limit(settings: SweepSettings, composer: Composer) -> int:
+    """Trials in all."""
+    if settings.trials is not None:
+        return settings.trials
+    there = count(composer.space)
+    if there is None:
+        return TRIALS
+    return there if settings.sampler == "grid" else min(there, TRIALS)
 
 
 def _parts(typed: Typed) -> tuple[list[str], list[str], dict[str, Dimension]]:
@@ -261,42 +297,7 @@ def _rebuild(folder: Path) -> int:
     return 0
 
 
-def _searched(
-    folder: Path,
-    settings: SweepSettings,
-    goal: Goal,
-    limit: int,
-    search: Search,
-    composer: Composer,
-    executor: Executor,
-    tree: Tree,
-) -> int:
-    study = opened(folder)
-    search.replay(study.events)
-    needs, threads = _needs(tree, settings, limit, folder, isinstance(executor, Local))
-    workers = None if settings.workers == "auto" else settings.workers
-
-    def own(params: Params, seed: int) -> Tree:
-        made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
-        return fitted(made, threads, folder.name)
-
-    seconds = None if settings.timeout is None else 60 * settings.timeout
-    with closing(study), closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
-        length = tree["train"]["iterations"]
-        board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
-        driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, own)
-        until = None if seconds is None else monotonic() + seconds
-        with closing(board), run.graceful() as caught:
-            over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
-            if caught:
-                board.say(f"stopped; type the same words to go on with {folder}")
-                return GRACEFUL[caught[0]]
-            if not over:
-                board.say(f"stopped after sweep.timeout={settings.timeout:g} minutes; with more it goes on")
-        return 0
-
-
-def _needs(tree: Tree, settings: SweepSettings, limit: int, folder: Path, here: bool) -> tuple[Needs, int | None]:
+def _needs(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tuple[Needs, int | None]:
     """What each run needs, and the threads that it is to be given where its config leaves that open."""
     device = DeviceSettings(**tree["device"])
     on_gpu = pick(device).type == "cuda" if here or device.kind != "cuda" else True
@@ -313,7 +314,7 @@ def _needs(tree: Tree, settings: SweepSettings, limit: int, folder: Path, here: 
         slots = min(room, room if free is None else max(1, int(free // MEMORY)))
     threads = device.threads or max(1, room // max(1, min(slots, limit * settings.seeds) * ranks))
     gpus = (ranks if ranks > 1 else 1 / settings.per_gpu) if on_gpu else 0
-    return Needs(gpus, threads * ranks, folder.resolve()), threads if device.threads is None else None
+    return Needs(gpus, threads * ranks, runs.OUTPUTS.resolve()), threads if device.threads is None else None
 
 
 def fitted(tree: Tree, threads: int | None, group: str) -> Tree:

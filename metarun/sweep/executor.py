@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from metarun.hints import did_you_mean
 from metarun.schema import checked, made
 from metarun.sweep import process
+from metarun.sweep.nursery import Nursery
 from metarun.sweep.trial import Work
 from metarun.types import InputError
 
@@ -62,6 +64,10 @@ class Pool(Protocol):
 
     def start(self, work: Work, slot: int) -> Job:
         """Starts `work` in a slot that is free. A job that could not start has ended, with a line in its log."""
+        ...
+
+    def get_ready(self) -> object:
+        """Begins what makes the first start quick. Never waits."""
         ...
 
     def close(self) -> None: ...
@@ -123,18 +129,48 @@ class Local:
 class LocalPool:
     def __init__(self, slots: int, devices: list[str]) -> None:
         self.slots, self._devices = slots, devices
-        self._jobs: dict[int, LocalJob] = {}
+        self._jobs: dict[int, Job] = {}
+        self._nursery: Nursery | None = None
 
-    def start(self, work: Work, slot: int) -> LocalJob:
-        self._jobs[slot] = LocalJob(process.start(work, own(self._devices, slot)))
+    def start(self, work: Work, slot: int) -> Job:
+        mine = own(self._devices, slot)
+        if Nursery.serves(work):
+            nursery = self.get_ready()
+            self._jobs[slot] = Born(nursery, nursery.start(work, mine))
+        else:
+            self._jobs[slot] = Started(process.start(work, mine))
         return self._jobs[slot]
+
+    def get_ready(self) -> Nursery:
+        if self._nursery is None or not self._nursery.lives:
+            self._nursery = Nursery()
+        return self._nursery
 
     def close(self) -> None:
         close(self._jobs.values())
+        if self._nursery is not None:
+            self._nursery.close()
 
 
 @dataclass(frozen=True)
-class LocalJob:
+class Born:
+    """A job of the nursery's."""
+
+    nursery: Nursery
+    number: int
+
+    def ended(self) -> int | None:
+        return self.nursery.ended(self.number)
+
+    def stop(self) -> None:
+        self.nursery.signal(self.number, signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.nursery.signal(self.number, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Started:
     process: subprocess.Popen[bytes] | None
 
     def ended(self) -> int | None:
