@@ -53,7 +53,7 @@ def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) 
             return 0
         # With it Hydra raises what it would print and exit on, which is how its messages can be made short.
         os.environ[FULL_ERROR] = "1"
-        if app.command == SWEEP and not app.looks:
+        if app.side_by_side or (app.command == SWEEP and not app.looks):
             return app.sweep()
         task = app.task()
         hydra.main(version_base=VERSION_BASE, config_path=str(conf), config_name=command)(task)()
@@ -125,6 +125,8 @@ class App:
     help: bool = False
     looks: bool = False
     """whether something is only to be shown"""
+    side_by_side: Path | None = None
+    """where the runs of a multirun go that metarun runs itself; None: Hydra does, one after another"""
     codes: list[int] = field(default_factory=list)
     running: bool = False
     folders: list[Path] = field(default_factory=list)
@@ -145,7 +147,10 @@ class App:
             args = self._without_searched(args)
         hydras = multirun or any(o.startswith("hydra.") for o in self.overrides)
         if self.command != SWEEP and not self.looks and not flags.config_path and hydras:
-            self._preview(multirun)
+            folder = self._preview(multirun)
+            others = [o for o in self.overrides if o.startswith(("hydra", "resume="))]
+            if multirun and self.command == "train" and all(o.startswith(OURS) for o in others):
+                self.side_by_side = folder
         words, rest = [], [*self.overrides]
         for word in args:
             if rest and word == rest[0]:
@@ -188,10 +193,11 @@ class App:
         return task
 
     def sweep(self) -> int:
-        """A search, which Hydra composes the runs of, and no more."""
+        """Many runs, each of which Hydra composes, and no more."""
         importlib.import_module("metarun.run")
         from metarun.commands import guarded
         from metarun.sweep.command import Typed, sweep
+        from metarun.sweep.multirun import multirun
 
         def started() -> None:
             self.started()
@@ -202,7 +208,8 @@ class App:
             words = [word for word in self.overrides if not word.startswith("hydra.") or "searchpath" in word]
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
             typed = Typed(words, parsed, loader.list_groups(""), self._unknown, replacing, started)
-            return guarded(lambda: sweep(typed))
+            folder = self.side_by_side
+            return guarded(lambda: sweep(typed) if folder is None else multirun(typed, folder))
 
     def _without_searched(self, args: list[str]) -> list[str]:
         """To show a config, what is searched is left at what it would be otherwise."""
@@ -212,10 +219,10 @@ class App:
         self.overrides = [word for word in self.overrides if word not in searched]
         return [word for word in args if word not in searched]
 
-    def _preview(self, multirun: bool) -> None:
+    def _preview(self, multirun: bool) -> Path:
         """Composes what can be wrong with the jobs before any of them starts and before Hydra makes folders.
 
-        Names are all that composing checks, so each choice of a swept group is tried once, and one value of the rest.
+        Gives where they go. Names are all that composing checks, so each choice of a swept group is tried once, and one value of the rest.
         """
         about = ""
         try:
@@ -232,6 +239,7 @@ class App:
             self.overrides = [*self.overrides, about] if about else self.overrides
             raise _Refused((f"{about}: " if about else "") + self.explain(e)) from e
         self.there = next(p for p in (wanted, *wanted.parents) if p.exists())
+        return wanted
 
     def _sweeps(self, parsed: list[Override], multirun: bool) -> tuple[list[str], dict[str, list[str]]]:
         """The overrides that all jobs share, and by key what a multirun tries one after another: `seed=0`, `seed=1`."""
@@ -381,6 +389,8 @@ def _row(group: str, names: list[str], width: int) -> str:
 
 
 SWEEP = "sweep"
+OURS = ("hydra.sweep.dir=", "hydra.searchpath=", "hydra.mode=")
+"""words of Hydra's that a multirun may have and still be run by metarun, side by side"""
 BASES = ("train",)
 """commands whose config others build on"""
 

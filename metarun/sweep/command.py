@@ -87,7 +87,7 @@ def sweep(typed: Typed) -> int:
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
     tree = composer.tree(composer.samples()[0])
     limit = _limit(settings, composer)
-    needs, threads = _needs(tree, settings, limit, isinstance(executor, Local))
+    needs, threads = needs_of(tree, settings, limit, isinstance(executor, Local))
     workers = None if settings.workers == "auto" else settings.workers
     with closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
         pool.get_ready()  # while what could be wrong is looked for
@@ -297,7 +297,7 @@ def _rebuild(folder: Path) -> int:
     return 0
 
 
-def _needs(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tuple[Needs, int | None]:
+def needs_of(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tuple[Needs, int | None]:
     """What each run needs, and the threads that it is to be given where its config leaves that open."""
     device = DeviceSettings(**tree["device"])
     on_gpu = pick(device).type == "cuda" if here or device.kind != "cuda" else True
@@ -317,11 +317,11 @@ def _needs(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tuple
     return Needs(gpus, threads * ranks, runs.OUTPUTS.resolve()), threads if device.threads is None else None
 
 
-def fitted(tree: Tree, threads: int | None, group: str) -> Tree:
+def fitted(tree: Tree, threads: int | None, group: str | None) -> Tree:
     """A run's config as its place among others would have it: its threads, and its group where its logger has one."""
     out = dict(tree)
     if threads is not None:
         out["device"] = tree["device"] | {"threads": threads}
-    if "group" in tree["logger"] and tree["logger"]["group"] is None:
+    if group is not None and "group" in tree["logger"] and tree["logger"]["group"] is None:
         out["logger"] = tree["logger"] | {"group": group, "job_type": "trial"}
     return out

@@ -102,6 +102,8 @@ class Driver:
     )
     waiting: deque[Run] = field(default_factory=deque)
     places: dict[int, Place] = field(default_factory=dict)
+    codes: dict[int, int] = field(default_factory=dict)
+    """what the processes of trials that have failed would have said"""
     exhausted: bool = False
     """whether there is nothing left to ask for"""
 
@@ -136,7 +138,7 @@ class Driver:
     def _adopted(self, run: Run) -> None:
         if (result := read_json(run.folder / RESULT)) is not None:  # it ended, with nobody there to be told
             self._read(run)
-            self._over(run, result["state"], result["reason"])
+            self._over(run, result["state"], result["reason"], result["code"])
         elif run.trial.state == RUNNING:
             self.waiting.append(run)
 
@@ -205,6 +207,7 @@ class Driver:
         try:
             self.waiting.append(self._run(trial, 0))
         except InputError as e:
+            self.codes[number] = 2
             self._end(trial, FAILED, None, str(e).replace("\n", "; "))
 
     def _look(self, place: Place) -> bool:
@@ -214,7 +217,7 @@ class Driver:
             if not run.over:
                 self._read(run)
                 if (result := read_json(run.folder / RESULT)) is not None:
-                    self._over(run, result["state"], result["reason"])
+                    self._over(run, result["state"], result["reason"], result["code"])
         if code is None:
             return False
         del self.places[place.slot]
@@ -248,8 +251,9 @@ class Driver:
         last = _last_words(run.folder / LOG)
         self._over(run, FAILED, f"its process {how}{f'; it said last: {last}' if last else ''}")
 
-    def _over(self, run: Run, state: str, reason: str) -> None:
+    def _over(self, run: Run, state: str, reason: str, code: int = 1) -> None:
         run.over = True
+        self.codes[run.trial.number] = code
         trial = run.trial
         trial.seconds += monotonic() - run.began
         if trial.state != RUNNING:

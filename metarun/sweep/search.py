@@ -14,7 +14,7 @@ from typing import Any
 from metarun.sweep.settings import SweepSettings
 from metarun.sweep.space import count, grid, size
 from metarun.sweep.study import Event
-from metarun.sweep.trial import COMPLETE, PRUNED, Choice, Goal, Params, Space
+from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Choice, Goal, Params, Space
 from metarun.types import InputError
 
 NUMBERS_ONLY = ("cmaes", "qmc")
@@ -80,11 +80,18 @@ class Search:
         """Goes through what has been, to go on from there."""
         for event in events:
             if "asked" in event:
-                self._take(event["asked"], event["params"], replayed=True)
+                self._asked(event["asked"], event["params"])
             elif "reported" in event:
                 self.reported(event["reported"], event["value"])
             elif "ended" in event:
                 self.ended(event["ended"], event["state"], event["value"])
+
+    def _asked(self, number: int, params: Params) -> None:
+        if self._settings.sampler in WITH_STATE:
+            if self.ask(number) == params:
+                return
+            self.ended(number, FAILED, None)  # another version drew it: it counts, but not as this one's own
+        self._take(number, params)
 
     def reported(self, number: int, value: float) -> bool:
         """Takes the next validation's value; whether the trial is to be given up."""
@@ -102,13 +109,9 @@ class Search:
         else:
             self._made.tell(trial, state=TrialState.PRUNED if state == PRUNED else TrialState.FAIL)
 
-    def _take(self, number: int, params: Params | None, attempt: int = 0, replayed: bool = False) -> Params | None:
+    def _take(self, number: int, params: Params | None, attempt: int = 0) -> Params | None:
         """Makes trial `number` with `params`, or with what the sampler draws; None for a setting that was tried."""
-        from optuna.samplers import RandomSampler
-
-        settings, seed = self._settings, _mixed(self._settings.seed, number, attempt)
-        cheap = replayed and settings.sampler not in WITH_STATE
-        self._made.sampler = RandomSampler(seed) if cheap else _sampler(settings, seed)
+        self._made.sampler = _sampler(self._settings, _mixed(self._settings.seed, number, attempt))
         if params is not None:
             self._made.enqueue_trial(params)
         trial = self._made.ask()

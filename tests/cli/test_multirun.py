@@ -71,6 +71,18 @@ def test_ctrl_c_ends_all_jobs(whole: Path, tmp_path: Path) -> None:  # noqa: F81
     assert code == 130
     assert "Traceback" not in err
     assert "go on with: metarun train resume=" in out
-    assert jobs(tmp_path) == [run]
+    assert run in jobs(tmp_path)
+    assert f"hydra.sweep.dir={run.parent.relative_to(tmp_path)}" in out
     assert typed(tmp_path, "train", f"resume={run}").code == 0
     assert same_run(run, whole)
+
+
+def test_the_same_words_go_on_in_the_same_folder(metarun: Metarun, tmp_path: Path) -> None:
+    words = ["train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=runs"]
+    assert metarun(*words).code == 0
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/checkpoints/last.pt")}
+    assert len(done) == 2
+    said = metarun(*words)
+    assert said.code == 0 and "started" not in said.out
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert "holds other runs" in metarun(*words, "train.lr=1,2").errors[0]
