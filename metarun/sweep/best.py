@@ -56,9 +56,10 @@ def write_best(sweep: Path, words: Sequence[str], trial: Trial, goal: Goal, seed
 
 
 def command(sweep: Path, config_dir: str | None = None) -> str:
-    """What to type for it; `config_dir` is that of the sweep, of which a command takes but one."""
-    more = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    return shlex.join(["metarun", "train", "--config-dir", str(sweep), *more, f"{RECIPE}={NAME}"])
+    """What to type for it; `config_dir` is what the sweep was given, and a command takes but one."""
+    folders = ",".join(f"file://{path.resolve()}" for path in (sweep, Path(config_dir or "")))
+    where = [f"hydra.searchpath=[{folders}]"] if config_dir else ["--config-dir", str(sweep)]
+    return shlex.join(["metarun", "train", *where, f"{RECIPE}={NAME}"])
 
 
 def _write(path: Path, head: str, content: str) -> None:

@@ -232,7 +232,8 @@ def show_end(
     for line in wrap(f"{', '.join(files)} in {sweep}", WIDTH - 2, break_long_words=False, break_on_hyphens=False):
         say(f"  {line}")
     if any(Path(name).stem == best.NAME for name in files):
-        say(f"  run the best: {best.command(sweep, config_dir)}")
+        say("  and to run the best again:")
+        say(f"  {best.command(sweep, config_dir)}")
     say("")
 
 

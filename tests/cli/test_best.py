@@ -127,7 +127,7 @@ def test_a_recipe_that_was_changed_is_not_its_own_protocol(tmp_path: Path, param
     )
     assert "not comparable" in verdict(first)
     write_best(place, words, Trial(3, params, COMPLETE, 0.5), ACCURACY, seeds=2)
-    again = shlex.split(best.command(Path("sweep"), str(tmp_path / "mine")))
+    again = shlex.split(best.command(place, str(tmp_path / "mine")))
     assert again[:2] == ["metarun", "train"]
     assert verdict(typed(tmp_path, *again[1:], "seed=9")) == verdict(first)
 
