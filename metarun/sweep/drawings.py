@@ -10,7 +10,7 @@ from typing import Any
 
 from metarun.figures import new_figure, save
 from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Choice, Goal, Interval, Space, Trial, ended, ranked
-from metarun.sweep.words import cut, short_names, typed
+from metarun.sweep.words import short_names, squeezed, typed
 
 MOST = 12
 """settings in a picture: the first, in the order they were typed"""
@@ -22,7 +22,7 @@ ABSENT = -0.12
 """where on an axis from 0 to 1 a trial is that does not have the setting"""
 STRONG = 25
 """lines of which all can be strong"""
-LABEL = 16
+LABEL = 14
 """letters of a value or a name"""
 
 
@@ -114,16 +114,17 @@ def history(trials: list[Trial], space: Space, goal: Goal) -> Any:
 class Scale:
     """Values of a setting as places from 0 to 1, and which of them have a name.
 
-    Numbers that were typed and lie outside an interval widen it.
+    Numbers that were typed and lie outside an interval widen it. Of those that go `down` the least is at 1.
     """
 
-    def __init__(self, dim: Choice | Interval, values: list[Any]) -> None:
+    def __init__(self, dim: Choice | Interval, values: list[Any], down: bool = False) -> None:
+        self.down = down
         self.options: list[str] = []
         self.low = self.high = 0.0
         self.log = False
         if isinstance(dim, Choice):
             self.options = list(dict.fromkeys(map(typed, [*dim.options, *values])))
-            self.ticks = [(self(text), cut(text, LABEL)) for text in self.options]
+            self.ticks = [(self(text), squeezed(text, LABEL)) for text in self.options]
             return
         low, high = min([dim.low, *values]), max([dim.high, *values])
         self.log = dim.log and low > 0
@@ -134,7 +135,8 @@ class Scale:
         if self.options:
             return (self.options.index(typed(value)) + 0.5) / len(self.options)
         at = log10(value) if self.log else float(value)
-        return 0.5 if self.high == self.low else (at - self.low) / (self.high - self.low)
+        place = 0.5 if self.high == self.low else (at - self.low) / (self.high - self.low)
+        return 1 - place if self.down else place
 
     @property
     def room(self) -> float:
@@ -165,7 +167,7 @@ def _scales(trials: list[Trial], space: Space) -> dict[str, Scale]:
 def parallel(trials: list[Trial], space: Space, goal: Goal) -> Any:
     """A line for each complete trial, across an axis for each setting to its value; the best are the strongest.
 
-    Those of one choice lie beside one another, the best on top.
+    The best are on top: of the metric, and of those of one choice, which lie beside one another.
     """
     order = ranked(trials, goal)
     order = [trial for trial in order if _value(trial)]
@@ -177,7 +179,7 @@ def parallel(trials: list[Trial], space: Space, goal: Goal) -> Any:
 
     axes = figure.subplots()
     values = [_scale(goal) * (trial.value or 0.0) for trial in order]
-    outcome = Scale(Interval(min(values), max(values), log=_is_wide(values, goal)), [])
+    outcome = Scale(Interval(min(values), max(values), log=_is_wide(values, goal)), [], down=not goal.maximize)
     across = len(scales)
     absent = False
     lines, colours, widths = [], [], []
@@ -195,7 +197,7 @@ def parallel(trials: list[Trial], space: Space, goal: Goal) -> Any:
     axes.add_collection(LineCollection(lines[::-1], colors=colours[::-1], linewidths=widths[::-1]))
     for x, (scale, name) in enumerate([*((s, short[n]) for n, s in scales.items()), (outcome, _label(goal))]):
         axes.plot([x, x], [0, 1], color="0.25", linewidth=1)
-        axes.annotate(cut(name, LABEL), (x, 1), (0, 8), textcoords="offset points", ha="center", fontsize=MEDIUM)
+        axes.annotate(squeezed(name, LABEL), (x, 1), (0, 8), textcoords="offset points", ha="center", fontsize=MEDIUM)
         side = 1 if x == across else -1
         for at, text in scale.ticks:
             axes.plot([x, x], [at - scale.room / 2, at + scale.room / 2], color="0.25", linewidth=3)
@@ -255,7 +257,7 @@ def slices(trials: list[Trial], space: Space, goal: Goal) -> Any:
         panel.set_xticks([at for at, _ in scale.ticks], [text for _, text in scale.ticks], fontsize=SMALL)
         if scale.options and sum(len(text) + 2 for _, text in scale.ticks) > 30:
             panel.tick_params("x", rotation=20)
-        panel.set_title(cut(short[name], 26), fontsize=MEDIUM)
+        panel.set_title(squeezed(short[name], 2 * LABEL), fontsize=MEDIUM)
         if n % columns == 0:
             panel.set_ylabel(_label(goal), fontsize=MEDIUM)
         panel.tick_params("y", labelsize=SMALL)

@@ -14,15 +14,15 @@ from typing import Any
 from metarun.files import write_csv
 from metarun.sweep import best, drawings
 from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Choice, Dimension, Goal, Space, Trial, ended, ranked
-from metarun.sweep.words import amount, cut, short_names, typed
+from metarun.sweep.words import amount, cut, short_names, squeezed, typed
 
 WIDTH = 80
 TOP = 10
 """trials that a leaderboard on a terminal has"""
 BARS, BAR = 6, 24
 """parameters whose importance is shown, and columns of the longest bar"""
-LONGEST = 18
-"""columns of one setting"""
+LONGEST, NAME = 18, 36
+"""columns of one setting, and of its full name"""
 LEAST = 4
 """complete trials from which on something may be said of importance"""
 ABOVE = 5
@@ -70,7 +70,7 @@ def table(rows: list[dict[str, str]], first: Sequence[str] = (), width: int = WI
             room -= columns[name] + 2
     shown = [name for name in names if name in taken]
     lines = [
-        "".join(f"  {cut(row[name], columns[name]):>{columns[name]}}" for name in shown)
+        "".join(f"  {squeezed(row[name], columns[name]):>{columns[name]}}" for name in shown)
         for row in [dict(zip(names, names, strict=True)), *rows]
     ]
     if hidden := [name for name in names if name not in taken]:
@@ -250,14 +250,14 @@ def _counted(trials: list[Trial]) -> str:
 def _bars(trials: list[Trial], matter: dict[str, float]) -> list[str]:
     """What mattered, the most first: a bar for each setting."""
     shown = list(matter.items())[:BARS]
-    width, longest = max(len(cut(name, 36)) for name, _ in shown), shown[0][1]
+    width, longest = max(len(squeezed(name, NAME)) for name, _ in shown), shown[0][1]
     done = ended(trials, COMPLETE)
     some = any(name not in trial.params for name, _ in shown for trial in done)
     head = f"what decided who is among the best of {len(done)} trials" + (", where one has it" if some else "")
     return [
         f"  {head}",
         *(
-            f"  {cut(name, 36):<{width}}  {100 * share:3.0f} %  {'█' * round(BAR * share / longest)}".rstrip()
+            f"  {squeezed(name, NAME):<{width}}  {100 * share:3.0f} %  {'█' * round(BAR * share / longest)}".rstrip()
             for name, share in shown
         ),
     ]

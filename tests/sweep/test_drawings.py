@@ -73,6 +73,9 @@ def test_parallel_coordinates() -> None:
     assert strength[2] > strength[1] > strength[0] > 0.05
     words = {text.get_text() for text in axes.texts}
     assert {"algo", "inner_lr", "accuracy, %", "maml", "protonet", "0.01", "0.1", "1", "has none"} <= words
+    (axes,) = drawn(parallel(trials, space, MSE)).axes
+    (lines,) = axes.collections
+    assert [each[-1][1] for each in lines.get_segments()] == pytest.approx([0, 0.5, 1])  # the least error on top
 
 
 def test_slices() -> None:

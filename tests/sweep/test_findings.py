@@ -13,7 +13,7 @@ from made_up import ACCURACY, CONDITIONAL, LARGE, MSE, SMALL, sweep
 
 from metarun.sweep.report import LEADERBOARD, importances, leaderboard, show_end, table, write_end, write_leaderboard
 from metarun.sweep.trial import COMPLETE, FAILED, Choice, Interval, Trial
-from metarun.sweep.words import overrides, short_names
+from metarun.sweep.words import overrides, short_names, squeezed
 
 # The leaderboard
 
@@ -27,6 +27,13 @@ def test_short_names_mean_one_setting_only() -> None:
         "train.optimizer_args.eps": "eps",
     }
     assert short_names(["seed", "eval.seed"]) == {"seed": "seed", "eval.seed": "eval.seed"}
+
+
+def test_names_that_are_alike_can_be_told_apart_when_they_are_cut() -> None:
+    assert squeezed("inner_steps", 11) == "inner_steps"
+    assert squeezed("quite_a_long_name_3", 14) == "quite_a…name_3"
+    rows = [{"rank": "1", "trial": "0", "mse": "1", "a_rather_long_name_1": "0.1", "a_rather_long_name_2": "0.2"}]
+    assert table(rows)[0].split() == ["rank", "trial", "mse", "a_rather_…g_name_1", "a_rather_…g_name_2"]
 
 
 def test_the_best_come_first() -> None:
