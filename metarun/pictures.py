@@ -7,7 +7,6 @@ those of the picture do. matplotlib is imported when something is drawn.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor
 
 from metarun.engine.step import per_task
-from metarun.files import write_atomic
+from metarun.figures import new_figure, save
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, Sampler
 
 MOST = {"image": 6, "curve": 4}
 """tasks in a picture"""
-DPI = 150
 UNKNOWN = (0.43, 0.48, 0.58)
 """the colour of pixels that are not given: a grey that no grey image has"""
 POINTS = 200
@@ -100,7 +98,7 @@ class Gallery:
         else:
             figure = curves(tasks, predicted, names)
         figure.suptitle(f"{title} task 0" if count == 1 else f"{title} tasks 0 to {count - 1}", fontsize=LARGE)
-        write_atomic(path, lambda file: figure.savefig(file, format="png"))
+        save(figure, path)
 
 
 def write(gallery: Gallery, path: Path, title: str, most: int, say: Callable[[str], Any]) -> None:
@@ -123,14 +121,6 @@ def whole(episodes: Any, count: int) -> EpisodeBatch:
     y = torch.cat([tasks.query_y, torch.full_like(between, torch.nan)], 1)
     order = x.argsort(1)
     return tasks._replace(query_x=x.gather(1, order), query_y=y.gather(1, order))
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches, outside matplotlib's global state."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of where it keeps its fonts
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def error(predicted: Tensor, y: Tensor) -> float:

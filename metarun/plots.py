@@ -1,27 +1,24 @@
-"""Pictures of an evaluation. matplotlib is imported when one is drawn, without its global state."""
+"""Pictures of an evaluation."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
 from metarun.engine.evaluate import Score
-from metarun.files import write_atomic
+from metarun.figures import new_figure, save
 
 Curve = Sequence[Score]
-SIZE, DPI = (6.4, 4.0), 150
+SIZE = 6.4, 4.0
 
 
 def curve(path: Path, title: str, metric: str, lines: Mapping[str, Curve], faint: Sequence[Curve] = ()) -> None:
     """Writes a PNG of each line's mean and 95 % interval after 0, 1, ... inner steps; of the faint ones the mean."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of where it keeps its fonts
-    from matplotlib.figure import Figure
+    figure = new_figure(*SIZE)
     from matplotlib.ticker import MaxNLocator
 
     scale = 100 if metric == "accuracy" else 1
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for n, points in enumerate(faint):
         axes.plot([scale * p.mean for p in points], color="0.7", linewidth=1, label="each run" if not n else None)
@@ -45,4 +42,4 @@ def curve(path: Path, title: str, metric: str, lines: Mapping[str, Curve], faint
     axes.spines[["top", "right"]].set_visible(False)
     if len(lines) + len(faint) > 1:
         axes.legend(frameon=False)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    save(figure, path)

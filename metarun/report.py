@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -17,7 +15,7 @@ from metarun import pictures, plots, recipe, runs
 from metarun.config import Tree
 from metarun.confusion import Confusion
 from metarun.engine.evaluate import Score, score
-from metarun.files import write_atomic
+from metarun.files import write_csv
 
 WIDTH = 80
 FEW = 6
@@ -160,14 +158,6 @@ def draw(
         plots.curve(folder / "curve.png", title, report.metric, curves, [each.curve for each in faint])
     except ImportError as e:
         say(f"no curve.png: {e}; pip install matplotlib")
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(header)
-    out.writerows(rows)
-    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def jsonable(content: Any) -> Any:

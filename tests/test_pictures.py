@@ -16,7 +16,8 @@ from metarun.data.bank import ClassBank
 from metarun.data.completion import Pixels, PixelSampler
 from metarun.data.sinusoid import CurveSampler, Sinusoid
 from metarun.engine.evaluate import Score
-from metarun.pictures import DPI, UNKNOWN, Gallery, curves, images, way_of_showing, whole
+from metarun.figures import DPI
+from metarun.pictures import UNKNOWN, Gallery, curves, images, way_of_showing, whole
 from metarun.registry import known
 from metarun.report import Report, draw
 from metarun.types import Episode, EpisodeBatch, Place

@@ -44,3 +44,11 @@ def amount(value: float, goal: Goal | None, digits: int = 1) -> str:
 
 def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def squeezed(name: str, width: int) -> str:
+    """A name cut in its middle, for names that are alike differ at their ends."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
