@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from metarun.config import Plan, Tree
 from metarun.device import budget, describe, pick
 from metarun.engine.distributed import ALONE, Ranks, Vote
 from metarun.engine.evaluate import Score, score, task_values
-from metarun.engine.loop import fit
+from metarun.engine.loop import Course, fit
 from metarun.engine.memory import smaller
 from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
@@ -90,18 +91,35 @@ def fresh_state(plan: Plan, net: Net, device: torch.device) -> TrainState | None
     return TrainState(meta, optimizer, scheduler, running)
 
 
-def prepare(tree: Tree) -> Session:
-    """Everything a run needs. Raises `InputError` for all that a person can get wrong, before anything is written."""
-    plan = frugal(config.read(tree), tree)
+class Once:
+    """What runs that are prepared one after another have in common: made for the first of them."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def __call__(self, what: Hashable, make: Callable[..., Any], *given: Any) -> Any:
+        if what not in self._made:
+            self._made[what] = make(*given)
+        return self._made[what]
+
+
+def prepare(tree: Tree, once: Once | None = None) -> Session:
+    """Everything a run needs. Raises `InputError` for all that a person can get wrong, before anything is written.
+
+    `once`: of the runs before, whose data and tasks are the same but for their seed; it is given their parts too.
+    """
+    plan, once = frugal(config.read(tree), tree), once or Once()
     logger = config.component("logger", tree)
     device = pick(plan.device)
-    banks = {split: plan.dataset.load(split, plan.place) for split in SPLITS}
-    banks["train"] = training(plan, banks["train"])
-    digests = {split: bank.digest() for split, bank in banks.items()}
+    banks = {split: once(split, plan.dataset.load, split, plan.place) for split in SPLITS}
+    chosen = plan.seed if (plan.data.classes, plan.data.images) != (None, None) else None
+    banks["train"] = once(("training", chosen), training, plan, banks["train"])
+    digests = {split: once(("digest", id(bank)), bank.digest) for split, bank in banks.items()}
     wrong = Complaints()
     room = budget(plan.device, device)
-    train = wrong.about(lambda: sampler(plan, "train", banks["train"].to(device, room)))
-    val = wrong.about(lambda: sampler(plan, "val", banks["val"].to(device, room)))
+    there = {split: once(("there", id(banks[split])), banks[split].to, device, room) for split in ("train", "val")}
+    train = wrong.about(lambda: once(("episodes", plan.seed), sampler, plan, "train", there["train"]))
+    val = wrong.about(lambda: once("validation", sampler, plan, "val", there["val"]))
     wrong.about(lambda: sampler(plan, "test", banks["test"]))  # evaluation's alone; here for whether it can be done
     wrong.end()
     net, test_net = as_trained(plan, network(plan, train)), network(plan, val)
@@ -209,77 +227,109 @@ def assist(ranks: Ranks, tree: Tree, content: dict[str, Any] | None) -> Callable
     return work
 
 
+class Account:
+    """What a run leaves in its folder, and tells its person and its logger, while it is trained.
+
+    `ended` and `report` are what has become of it, for the logger to be told at the end: `close` must be called.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tree: Tree,
+        folder: Path,
+        processes: int = 1,
+        resumed: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        plan, state = session.plan, session.state
+        self._session, self._folder, self._watch = session, folder, watch
+        self.code, self.ended = 1, "failed"
+        self.report: Report | None = None
+        began, self._iterations = (state.step, plan.train.iterations) if state is not None else (0, 0)
+        other_data = runs.add_session(folder, environment(session.device, processes) | {"data": session.digests})
+        self._console = Console(folder / "log.txt", began, self._iterations)
+        self._rows = JsonLines(folder / "metrics.jsonl", began)
+        label = runs.label(tree)
+        tags = (tree["algo"]["name"], tree["dataset"]["name"], tree["model"]["name"])
+        self._sink = session.logger.open(RunInfo(folder, label, tags, tree, resumed, self.say))
+        self.tick = self._console.tick
+        self.say(f"{label} on {describe(session.device, processes)}: {folder}")
+        if other_data:
+            self.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
+        if state is None:
+            self.say(f"{tree['algo']['name']} has nothing to train; its {'validation' if watch else 'test'}:")
+            return
+        if resumed:
+            self.say(f"resumed at step {state.step} of {self._iterations}")
+        (folder / "checkpoints").mkdir(exist_ok=True)
+
+    def say(self, text: str) -> None:
+        self._console.say(text)
+
+    def log(self, row: dict[str, Any]) -> None:
+        for target in (self._rows, self._sink, self._console):
+            target.log(row)
+
+    def save(self, which: str, state: TrainState) -> None:
+        checkpoint.save(self._folder / "checkpoints" / f"{which}.pt", state)
+
+    def trained(self, heard: int) -> int:
+        """It has been trained to its end, 0, or until it heard of a signal, or `HALTED`; the command's code then."""
+        self._console.end_progress()
+        assert self._session.state is not None
+        step = self._session.state.step
+        if not heard:
+            return 0
+        if heard == HALTED:
+            self.say(f"ended at step {step} by its sweep")
+            self.code, self.ended = 0, "pruned"
+            return HALTED
+        self.say(f"stopped at step {step}; go on with: metarun train resume={self._folder}")
+        self.code, self.ended = GRACEFUL[heard], "stopped"
+        return self.code
+
+    def complete(self) -> int:
+        self.code, self.ended = 0, "complete"
+        return 0
+
+    def close(self) -> None:
+        session, name = self._session, self._session.measure.name
+        best = session.state.best if session.state is not None else {}
+        summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step"), "state": self.ended}
+        if self._watch is not None:
+            summary["objective"] = self._watch.objective()
+        if self.report is not None:
+            summary |= {f"test/{name}": self.report.score.mean, "test/ci95": self.report.score.ci95}
+            summary |= {f"test/{other}": found.mean for other, found in self.report.others.items()}
+        self._sink.close(summary, self.code)
+        self._rows.close()
+        self._console.close()
+
+
 def _fit(
     session: Session, tree: Tree, folder: Path, others: Company, resumed: bool = False, watch: Watch | None = None
 ) -> int:
-    plan, state, ranks = session.plan, session.state, others.ranks
+    state, ranks = session.state, others.ranks
     others.way_out = f"go on with: metarun train resume={folder}"
-    began, iterations = (state.step, plan.train.iterations) if state is not None else (0, 0)
-    other_data = runs.add_session(folder, environment(session.device, ranks.count) | {"data": session.digests})
-    console = Console(folder / "log.txt", began, iterations)
-    rows = JsonLines(folder / "metrics.jsonl", began)
-    label = runs.label(tree)
-    tags = (tree["algo"]["name"], tree["dataset"]["name"], tree["model"]["name"])
-    sink = session.logger.open(RunInfo(folder, label, tags, tree, resumed, console.say))
-
-    def log(row: dict[str, Any]) -> None:
-        for target in (rows, sink, console):
-            target.log(row)
-
-    code, ended = 1, "failed"
-    report: Report | None = None
-    try:
-        console.say(f"{label} on {describe(session.device, ranks.count)}: {folder}")
-        if other_data:
-            console.say(f"warning: the {', '.join(other_data)} data is not what this run was started on")
-        if state is None:
-            console.say(
-                f"{tree['algo']['name']} has nothing to train; its {'test' if watch is None else 'validation'}:"
-            )
-        else:
-            if resumed:
-                console.say(f"resumed at step {state.step} of {plan.train.iterations}")
-            (folder / "checkpoints").mkdir(exist_ok=True)
-
-            def save(which: str, state: TrainState) -> None:
-                checkpoint.save(folder / "checkpoints" / f"{which}.pt", state)
-
+    with contextlib.closing(Account(session, tree, folder, ranks.count, resumed, watch)) as account:
+        say, log = account.say, account.log
+        if state is not None:
             halt = watch.halt if watch else None
-            stopped = _trained(session, state, ranks, log=log, save=save, tick=console.tick, say=console.say, halt=halt)
-            console.end_progress()
-            if stopped == HALTED:
-                console.say(f"ended at step {state.step} by its sweep")
-                code, ended = 0, "pruned"
-                return HALTED
-            if stopped:
-                console.say(f"stopped at step {state.step}; go on with: metarun train resume={folder}")
-                code, ended = GRACEFUL[stopped], "stopped"
+            heard = _trained(session, state, ranks, log=log, save=account.save, tick=account.tick, say=say, halt=halt)
+            code = account.trained(heard)
+            if heard:
                 return code
-        if watch is not None:
-            if state is None:
-                found = measure(tree, folder, "best", "val", others)
-                log({"step": 0, "split": "val", found.metric: found.score.mean, "ci95": found.score.ci95, "best": True})
-            code, ended = 0, "complete"
-            return code
-        report = measure(tree, folder, "best", "test", others)
-        write(report, folder)
-        draw(report, folder, console.say)
-        show(report, console.say)
-        console.say(f"run: {folder}")
-        code, ended = 0, "complete"
-        return code
-    finally:
-        name = session.measure.name
-        best = state.best if state is not None else {}
-        summary: dict[str, Any] = {"best": best.get(name), "best_step": best.get("step"), "state": ended}
-        if watch is not None:
-            summary["objective"] = watch.objective()
-        if report is not None:
-            summary |= {f"test/{name}": report.score.mean, "test/ci95": report.score.ci95}
-            summary |= {f"test/{other}": found.mean for other, found in report.others.items()}
-        sink.close(summary, code)
-        rows.close()
-        console.close()
+        if watch is None:
+            account.report = report = measure(tree, folder, "best", "test", others)
+            write(report, folder)
+            draw(report, folder, say)
+            show(report, say)
+            say(f"run: {folder}")
+        elif state is None:
+            found = measure(tree, folder, "best", "val", others)
+            log({"step": 0, "split": "val", found.metric: found.score.mean, "ci95": found.score.ci95, "best": True})
+        return account.complete()
 
 
 def _trained(
@@ -306,26 +356,43 @@ def _trained(
 
     with graceful() as caught:
         ended = fit(
+            course(session, state, ranks, log=log, save=save, tick=tick, stop=stop),
             plan.algorithm,
             session.net,
-            state,
             session.train,
-            plan.train,
-            measure=session.measure,
             seed=plan.seed,
             chunk=portion(session, state, ranks, say),
-            checkpoint_every=plan.checkpoint.every,
-            validate=lambda state: validated(session, state, plan.train.val_episodes, ranks),
-            log=log,
-            save=save,
-            tick=tick,
-            stop=stop,
             net_at=networks(plan, session.net),
             ranks=ranks,
             compute=computing(plan, session.device, state, session.train, ranks, say),
             say=say,
         )
     return 0 if ended else heard
+
+
+def course(
+    session: Session,
+    state: TrainState,
+    ranks: Ranks = ALONE,
+    *,
+    log: Callable[[dict[str, Any]], None],
+    save: Callable[[str, TrainState], None],
+    tick: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Course:
+    """What a run does between its steps, as its config has it."""
+    plan = session.plan
+    return Course(
+        state,
+        plan.train,
+        measure=session.measure,
+        checkpoint_every=plan.checkpoint.every,
+        validate=lambda state: validated(session, state, plan.train.val_episodes, ranks),
+        log=log,
+        save=save,
+        tick=tick,
+        stop=stop,
+    )
 
 
 def validated(session: Session, state: TrainState, tasks: int, ranks: Ranks = ALONE) -> Score:
@@ -342,14 +409,11 @@ def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[st
     Where that is `auto`, what the memory holds goes into `state.chunk`, and `say` is told if it is not all. A run that
     goes on takes no more of them than before, so that its sums are rounded as they were.
     """
-    plan, asked = session.plan, session.plan.device.chunk
-    if asked != "auto":
+    plan = session.plan
+    if plan.device.chunk != "auto":
         state.chunk = None
-        return asked
+        return plan.device.chunk
     drawn = session.train(state.step * plan.train.meta_batch, len(ranks.part(plan.train.meta_batch)))
-    tasks, items = drawn.query_x.shape[0], drawn.support_x.shape[1] + drawn.query_x.shape[1]
-    most = plan.task.most_way * (plan.task.most_shot + plan.task.query)
-    scale = 1.0 if plan.algorithm.supervised or not plan.task.varies else max(most / items, 1.0)
     algorithm = plan.algorithm.at_step(state.step, plan.train.iterations)
     net = networks(plan, session.net)(state.step)
 
@@ -358,10 +422,28 @@ def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[st
         meta_gradient(algorithm, net, state.meta, few, running=state.running)
         state.optimizer.zero_grad(set_to_none=True)
 
-    state.chunk = smaller(at_a_time(gradient, tasks, session.device, scale), state.chunk)
-    if state.chunk is not None:
-        say(f"the memory holds {state.chunk} of {tasks} tasks at a time")
+    fit_memory(session, [state], drawn, gradient, say)
     return None
+
+
+def fit_memory(
+    session: Session,
+    states: Sequence[TrainState],
+    drawn: EpisodeBatch,
+    gradient: Callable[[int], None],
+    say: Callable[[str], None],
+) -> None:
+    """Puts into the `chunk` of all `states` how many tasks like those `drawn` the memory holds at a time, by trying:
+    `gradient(n)` takes that of n tasks of each and keeps nothing."""
+    plan, tasks = session.plan, drawn.query_x.shape[0]
+    items = drawn.support_x.shape[1] + drawn.query_x.shape[1]
+    most = plan.task.most_way * (plan.task.most_shot + plan.task.query)
+    scale = 1.0 if plan.algorithm.supervised or not plan.task.varies else max(most / items, 1.0)
+    held = at_a_time(gradient, tasks, session.device, scale)
+    for state in states:
+        state.chunk = smaller(held, state.chunk)
+    if (least := reduce(smaller, (state.chunk for state in states))) is not None:
+        say(f"the memory holds {least} of {tasks} tasks at a time")
 
 
 @contextlib.contextmanager

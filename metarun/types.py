@@ -329,7 +329,11 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a setting may be, beyond its type. `above` and `below` are exclusive, `least` and `most` inclusive."""
+    """What a setting may be, beyond its type. `above` and `below` are exclusive, `least` and `most` inclusive.
+
+    `apart`: runs with other values of it are never trained together, for code decides by it in Python. A real number of
+    a method is otherwise a tensor where several runs are trained at once.
+    """
 
     key: ClassVar[str] = "limits"
     above: float | None = None
@@ -337,6 +341,7 @@ class Limits:
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] | None = None
+    apart: bool = False
 
     def broken_by(self, value: Any) -> str | None:
         """Why `value` is refused, or None."""

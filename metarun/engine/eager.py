@@ -35,6 +35,9 @@ class _Absent:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
+    if "_dynamo" in vars(torch):  # another has seen to it: a `vmap` around this one
+        yield
+        return
     stand_in: Any = _Absent()
     torch._dynamo = stand_in
     try:
@@ -44,9 +47,9 @@ def _without_compiler() -> Iterator[None]:
             del torch._dynamo
 
 
-def vmap(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.func.vmap(f)`, in which `torch.func.grad` and the like need no compiler."""
-    mapped = torch.func.vmap(f)
+def vmap(f: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+    """`torch.func.vmap(f, in_dims)`, in which `torch.func.grad` and the like need no compiler."""
+    mapped = torch.func.vmap(f, in_dims)
     if torch.compiler.is_compiling() or COMPILER in sys.modules:
         return mapped
 

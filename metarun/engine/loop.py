@@ -53,73 +53,105 @@ Computed = Callable[..., dict[str, Tensor]]
 """`computed`, or what does the same in another way"""
 
 
+class Course:
+    """What a run does after each of its steps, whoever computes them: rows, validations, checkpoints, and its end.
+
+    measure             what the validation score is a mean of
+    log(row)            one row of metrics: {"step", "split": "train" or "val", ...}
+    save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
+    tick(step)          after every step; must not wait for the device
+    stop()              whether it is to end now, before its time
+
+    `finished` is None while there are steps to take; then True, or False if `stop` ended it before.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        settings: TrainSettings,
+        *,
+        measure: Measure,
+        checkpoint_every: int,
+        validate: Callable[[TrainState], Score],
+        log: Callable[[Row], None],
+        save: Callable[[str, TrainState], None],
+        tick: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.state, self.settings = state, settings
+        self._measure, self._checkpoint_every, self._validate = measure, checkpoint_every, validate
+        self._log, self._save, self._tick, self._stop = log, save, tick, stop
+        self._mark, self._mark_step = monotonic(), state.step
+        self.finished = True if state.step >= settings.iterations else None
+
+    def take(self, metrics: dict[str, Tensor]) -> None:
+        """A step has been made, with these mean metrics, which are still on the device.
+
+        Raises `TrainingError` when the loss has stopped being finite; what was saved before stays as it was.
+        """
+        state, settings = self.state, self.settings
+        state.add(metrics)
+        step, ended, stopping = state.step, state.step == settings.iterations, self._stop()
+        self._tick(step)
+
+        if step % settings.log_every == 0 or ended:
+            means = _finite(state)
+            rate = (step - self._mark_step) / max(monotonic() - self._mark, 1e-9)
+            self._log({"step": step, "split": "train", **means, "lr": state.lr, "rate": round(rate, 3)})
+            state.forget()
+            self._mark, self._mark_step = monotonic(), step
+        if step % settings.val_every == 0 or ended:
+            _finite(state)
+            paused = monotonic()
+            self._judge()
+            self._mark += monotonic() - paused  # validation is not training time
+        if step % self._checkpoint_every == 0 or ended or stopping:
+            _finite(state)
+            self._save("last", state)
+        if ended or stopping:
+            self.finished = ended
+
+    def _judge(self) -> None:
+        """A validation."""
+        state, name = self.state, self._measure.name
+        result = self._validate(state)
+        # Adaptation may diverge on a validation task although training does not: the worst there is, but no end.
+        reached = result.mean if isfinite(result.mean) else self._measure.worst
+        better = not state.best or self._measure.better(reached, state.best[name])
+        if better:
+            state.best = {"step": state.step, name: reached}
+        self._log({"step": state.step, "split": "val", name: reached, "ci95": result.ci95, "best": better})
+        if better:
+            self._save("best", state)
+
+
 def fit(
+    course: Course,
     algorithm: Algorithm,
     net: Net,
-    state: TrainState,
     episodes: Episodes,
-    settings: TrainSettings,
     *,
-    measure: Measure,
     seed: int,
     chunk: int | None,
-    checkpoint_every: int,
-    validate: Callable[[TrainState], Score],
-    log: Callable[[Row], None],
-    save: Callable[[str, TrainState], None],
-    tick: Callable[[int], None],
-    stop: Callable[[], bool],
     net_at: Callable[[int], Net] | None = None,
     ranks: Ranks = ALONE,
     compute: Computed = computed,
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains `state` in place to `settings.iterations`; False if `stop` ended it before.
+    """Trains a run in place to the end of its `course`; False if it was ended before.
 
-    measure             what the validation score is a mean of
-    log(row)            one row of metrics: {"step", "split": "train" or "val", ...}
-    save(which, state)  `best` after a validation that beats all before it, `last` now and then and at the end
     net_at(step)        the network of a step (from 0), where it is not always `net`
-    tick(step)          after every step; must not wait for the device
-    ranks               share each meta-batch; `stop` and `validate` must give the same on all of them
+    ranks               share each meta-batch; what the course is told must be the same on all of them
     compute             how the device does its part of a step
     say(line)           what a person should know; see `update`
 
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
-    ticket = tickets(seed)
-    mark, mark_step = monotonic(), state.step
-    while state.step < settings.iterations:
+    state, settings, ticket = course.state, course.settings, tickets(seed)
+    while course.finished is None:
         net = net if net_at is None else net_at(state.step)
-        state.add(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute, say))
-        step, ended, stopping = state.step, state.step == settings.iterations, stop()
-        tick(step)
-
-        if step % settings.log_every == 0 or ended:
-            means = _finite(state)
-            rate = (step - mark_step) / max(monotonic() - mark, 1e-9)
-            log({"step": step, "split": "train", **means, "lr": state.lr, "rate": round(rate, 3)})
-            state.forget()
-            mark, mark_step = monotonic(), step
-        if step % settings.val_every == 0 or ended:
-            _finite(state)
-            paused = monotonic()
-            result = validate(state)
-            # Adaptation may diverge on a validation task although training does not: the worst there is, but no end.
-            reached = result.mean if isfinite(result.mean) else measure.worst
-            better = not state.best or measure.better(reached, state.best[measure.name])
-            if better:
-                state.best = {"step": step, measure.name: reached}
-            log({"step": step, "split": "val", measure.name: reached, "ci95": result.ci95, "best": better})
-            if better:
-                save("best", state)
-            mark += monotonic() - paused  # validation is not training time
-        if step % checkpoint_every == 0 or ended or stopping:
-            _finite(state)
-            save("last", state)
-        if stopping and not ended:
-            return False
-    return True
+        course.take(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute, say))
+    return course.finished
 
 
 def tickets(seed: int) -> int:

@@ -5,7 +5,8 @@ A meta-gradient is a mean over tasks, so the portions that they are taken in cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from textwrap import shorten
 from typing import TypeVar
 
@@ -54,7 +55,7 @@ def smaller(a: int | None, b: int | None) -> int | None:
 
 def in_portions(
     gradient: Callable[[int | None], Out],
-    state: TrainState,
+    states: Sequence[TrainState],
     algorithm: Algorithm,
     tasks: int,
     asked: int | None,
@@ -62,11 +63,12 @@ def in_portions(
 ) -> Out:
     """`gradient(chunk)` with the largest chunk that was `asked` for and that the memory holds; None: all `tasks`.
 
-    Where it turns out not to hold it, half of that is tried, and kept to from then on (`state.chunk`). `gradient` must
-    start anew each time. Raises `NoMemory` where one task alone is too much.
+    Where it turns out not to hold it, half of that is tried, and kept to from then on (`state.chunk`, of all `states`
+    whose gradient it is). `gradient` must start anew each time. Raises `NoMemory` where one task alone is too much.
     """
+    step = states[0].step
     while True:
-        chunk = smaller(asked, state.chunk)
+        chunk = reduce(smaller, (state.chunk for state in states), asked)
         try:
             return gradient(chunk)
         except (RuntimeError, MemoryError) as e:
@@ -74,12 +76,13 @@ def in_portions(
                 raise
             at_once = min(chunk or tasks, tasks)
             if at_once == 1:
-                raise NoMemory(_hopeless(algorithm, state.step, e)) from None
+                raise NoMemory(_hopeless(algorithm, step, e)) from None
         # Only out here: the exception held on to all that had been computed.
-        state.chunk = (at_once + 1) // 2
+        for state in states:
+            state.chunk = (at_once + 1) // 2
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        say(f"step {state.step}: not enough memory for {at_once} tasks at a time; going on with {state.chunk}")
+        say(f"step {step}: not enough memory for {at_once} tasks at a time; going on with {(at_once + 1) // 2}")
 
 
 def _hopeless(algorithm: Algorithm, step: int, e: BaseException) -> str:

@@ -37,13 +37,34 @@ class Ticketed(NamedTuple):
     ticket: Tensor
 
 
-def in_chunks(batch: Ticketed, chunk: int | None) -> Iterator[Ticketed]:
-    """The same tasks, at most `chunk` at a time (None: all)."""
-    tasks = len(batch.ticket)
+def in_chunks(batch: Ticketed, chunk: int | None, axis: int = 0) -> Iterator[Ticketed]:
+    """The same tasks, at most `chunk` at a time (None: all). They lie along `axis`."""
+    tasks = batch.ticket.shape[axis]
     size = chunk or tasks
     for first in range(0, tasks, size):
-        rows = slice(first, first + size)
-        yield Ticketed(EpisodeBatch(*(field[rows] for field in batch.episode)), batch.ticket[rows])
+        ticket, *fields = (t.narrow(axis, first, min(size, tasks - first)) for t in (batch.ticket, *batch.episode))
+        yield Ticketed(EpisodeBatch(*fields), ticket)
+
+
+def task_loss(algorithm: Algorithm, net: Net, meta: Meta, running: Meta) -> Callable[[Ticketed], TaskLoss]:
+    """The loss of ONE task, with the norm statistics that it met where the net tracks them."""
+
+    def one(task: Ticketed) -> TaskLoss:
+        episode, training = task.episode, net.at_train(running, task.ticket)
+        out = algorithm.loss(training, meta, episode)
+        if not net.tracks or out.moments:
+            return out
+        with torch.no_grad():
+            return out._replace(moments=training.moments(meta, torch.cat([episode.support_x, episode.query_x])))
+
+    return one
+
+
+def add_shares(totals: Meta, values: Meta, tasks: int, axis: int = 0) -> None:
+    """Adds to the means `totals` over so many `tasks` the share of those that `values` hold along `axis`."""
+    for name, each in values.items():
+        share = each.detach().sum(axis) / tasks
+        totals[name] = totals[name] + share if name in totals else share
 
 
 def meta_gradient(
@@ -64,24 +85,14 @@ def meta_gradient(
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
     tickets = counted(first_ticket, tasks, episodes.query_x.device)
-
-    def one(task: Ticketed) -> TaskLoss:
-        episode, training = task.episode, net.at_train(running or {}, task.ticket)
-        out = algorithm.loss(training, meta, episode)
-        if not net.tracks or out.moments:
-            return out
-        with torch.no_grad():
-            return out._replace(moments=training.moments(meta, torch.cat([episode.support_x, episode.query_x])))
-
+    one = task_loss(algorithm, net, meta, running or {})
     for part in in_chunks(Ticketed(episodes, tickets), chunk):
         with record_function(LOSSES):
             out = vmap(one)(part)
         with record_function(GRADIENT):
             (out.loss.sum() / tasks).backward()
-        for totals, parts in ((metrics, out.metrics), (moments, out.moments)):
-            for name, values in parts.items():
-                share = values.detach().sum(0) / tasks
-                totals[name] = totals[name] + share if name in totals else share
+        add_shares(metrics, out.metrics, tasks)
+        add_shares(moments, out.moments, tasks)
     return metrics, moments
 
 
@@ -120,9 +131,17 @@ def update(
         state.optimizer.zero_grad(set_to_none=True)
         return meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
 
-    metrics, moments = in_portions(gradient, state, algorithm, len(episodes.support_x), chunk, say)
+    metrics, moments = in_portions(gradient, [state], algorithm, len(episodes.support_x), chunk, say)
     slopes = [w.grad for w in state.meta.values() if w.grad is not None]
     ranks.mean_([*slopes, *metrics.values(), *moments.values()], share)
+    move(state, moments, clip, penalty)
+    return metrics
+
+
+def move(
+    state: TrainState, moments: Meta, clip: float | None = None, penalty: tuple[float, float] = (0.0, 0.0)
+) -> None:
+    """Moves the weights by their gradients, and the moving averages towards `moments`; see `update`."""
     if any(penalty):
         add_penalty(state.meta, *penalty)
     with record_function(UPDATE), torch.no_grad():
@@ -131,7 +150,6 @@ def update(
         state.optimizer.step()
         for name, value in moments.items():
             state.running[name].lerp_(value, MOMENTUM)
-    return metrics
 
 
 def train_step(

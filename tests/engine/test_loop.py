@@ -20,7 +20,7 @@ from metarun import checkpoint
 from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
 from metarun.engine.evaluate import Score
-from metarun.engine.loop import fit
+from metarun.engine.loop import Course, fit
 from metarun.engine.state import TrainState
 from metarun.measures import MEASURES
 from metarun.settings import TrainSettings
@@ -72,15 +72,10 @@ class Recorded:
             self.weights[which] = {n: w.detach().clone() for n, w in state.meta.items()}
 
         defaults: dict[str, Any] = {"iterations": 6, "meta_batch": 2, "log_every": 2, "val_every": 3}
-        self.finished = fit(
-            self.algorithm,
-            self.net,
+        course = Course(
             state,
-            episodes,
             TrainSettings(**defaults | self.settings),
             measure=MEASURES["accuracy"],
-            seed=0,
-            chunk=None,
             checkpoint_every=self.checkpoint_every,
             validate=lambda state: Score(next(scores, 0.5), 0.01, 10),
             log=self.rows.append,
@@ -88,6 +83,7 @@ class Recorded:
             tick=self.on_tick,
             stop=lambda: self.stop_at is not None and state.step >= self.stop_at,
         )
+        self.finished = fit(course, self.algorithm, self.net, episodes, seed=0, chunk=None)
         return self
 
     def train_rows(self) -> Rows:
