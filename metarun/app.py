@@ -207,7 +207,7 @@ class App:
             loader = GlobalHydra.instance().config_loader()
             words = [word for word in self.overrides if not word.startswith("hydra.") or "searchpath" in word]
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
-            typed = Typed(words, parsed, loader.list_groups(""), self._unknown, replacing, started)
+            typed = Typed(words, parsed, loader.list_groups(""), self._unknown, replacing, started, self.config_dir)
             folder = self.side_by_side
             return guarded(lambda: sweep(typed) if folder is None else multirun(typed, folder))
 
@@ -222,7 +222,8 @@ class App:
     def _preview(self, multirun: bool) -> Path:
         """Composes what can be wrong with the jobs before any of them starts and before Hydra makes folders.
 
-        Gives where they go. Names are all that composing checks, so each choice of a swept group is tried once, and one value of the rest.
+        Gives where they go. Names are all that composing checks, so each choice of a swept group is tried once, and one
+        value of the rest.
         """
         about = ""
         try:

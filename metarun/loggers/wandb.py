@@ -31,6 +31,7 @@ class WandbLogger:
     project: str = setting("metarun")
     entity: str | None = setting(None)
     group: str | None = setting(None)
+    job_type: str | None = setting(None)
     run_name: str | None = setting(None)
     tags: list[str] = setting([])
     mode: str = setting("auto", choices=("auto", "online", "offline", "disabled"))
@@ -95,6 +96,7 @@ class WandbSink:
                 "project": settings.project,
                 "entity": settings.entity,
                 "group": settings.group or info.label,
+                "job_type": settings.job_type,
                 "name": settings.run_name or f"{info.label}-{info.folder.name}",
                 "tags": [*info.tags, *settings.tags],
                 "config": info.config,

@@ -30,6 +30,7 @@ from metarun.schema import Complaints, checked
 from metarun.settings import DeviceSettings
 from metarun.sweep.composer import Composer
 from metarun.sweep.driver import Driver
+from metarun.sweep.ending import end
 from metarun.sweep.executor import Local, Needs, cores
 from metarun.sweep.executor import executor as executor_of
 from metarun.sweep.search import Search, serves
@@ -38,7 +39,7 @@ from metarun.sweep.space import count, holds, option, shown, split, values
 from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
 from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
-from metarun.types import InputError
+from metarun.types import InputError, TrainingError
 
 ACTIONS = ("search", "rebuild")
 OWN = ("sweep", "action")
@@ -71,6 +72,7 @@ class Typed:
     unknown: Callable[[str], str]
     replaced: Callable[[list[str]], list[str]]
     started: Callable[[], None]
+    config_dir: str | None = None
 
 
 def sweep(typed: Typed) -> int:
@@ -113,20 +115,28 @@ def sweep(typed: Typed) -> int:
             length = tree["train"]["iterations"]
             board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
             driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, config_of)
-            with closing(board):
-                return _searched(driver, board, seconds)
+            with closing(board), run.graceful() as caught:
+                complaint = _searched(driver, board, seconds, caught)
+                if caught:
+                    board.say(f"stopped; type the same words to go on with {folder}")
+                    return GRACEFUL[caught[0]]
+                words, seeds, stop = composer.words, settings.seeds, lambda: bool(caught)
+                code = end(folder, study.trials, space, goal, words, seeds, typed.config_dir, pool, board.say, stop)
+                if complaint is not None:
+                    raise complaint
+                return GRACEFUL[caught[0]] if caught else code
 
 
-def _searched(driver: Driver, board: Board, seconds: float | None) -> int:
+def _searched(driver: Driver, board: Board, seconds: float | None, caught: list[int]) -> TrainingError | None:
+    """Drives a sweep as far as it may go; what to complain of once the rest is said."""
     until = None if seconds is None else monotonic() + seconds
-    with run.graceful() as caught:
+    try:
         over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
-        if caught:
-            board.say(f"stopped; type the same words to go on with {driver.folder}")
-            return GRACEFUL[caught[0]]
-        if not over:
-            board.say("stopped, for sweep.timeout is over; with more of it the same words go on")
-    return 0
+    except TrainingError as e:
+        return e
+    if not over and not caught:
+        board.say("stopped, for sweep.timeout is over; with more of it the same words go on")
+    return None
 
 
 def _limit(settings: SweepSettings, composer: Composer) -> int:
@@ -322,6 +332,8 @@ def fitted(tree: Tree, threads: int | None, group: str | None) -> Tree:
     out = dict(tree)
     if threads is not None:
         out["device"] = tree["device"] | {"threads": threads}
-    if group is not None and "group" in tree["logger"] and tree["logger"]["group"] is None:
-        out["logger"] = tree["logger"] | {"group": group, "job_type": "trial"}
+    if group is not None:
+        among = {"group": group, "job_type": "trial"}
+        ours = {key: value for key, value in among.items() if tree["logger"].get(key, "") is None}
+        out["logger"] = tree["logger"] | ours
     return out

@@ -1,4 +1,4 @@
-"""What is tried next, and what is given up: for each sampler, the same when a sweep goes on as if it had never stopped."""
+"""What is tried next, and what is given up: the same by each sampler when a sweep has stopped and goes on."""
 
 from __future__ import annotations
 

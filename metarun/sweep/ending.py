@@ -1,0 +1,65 @@
+"""The end of a sweep: what its folder keeps, the one look at test classes, and what is said."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from metarun.sweep.executor import Pool
+from metarun.sweep.report import show_end, write_end
+from metarun.sweep.study import read_json
+from metarun.sweep.trial import Goal, Space, Trial, Work, ranked, run_folder
+from metarun.sweep.worker import TEST, WITH_PARENT
+
+EVAL = "eval.json"
+Say = Callable[[str], Any]
+
+
+def end(
+    folder: Path,
+    trials: list[Trial],
+    space: Space,
+    goal: Goal,
+    words: Sequence[str],
+    seeds: int,
+    config_dir: str | None,
+    pool: Pool,
+    say: Say,
+    stop: Callable[[], bool],
+) -> int:
+    """Writes and says all of it; 1 where no trial has been completed."""
+    best = ranked(trials, goal)
+    files = write_end(folder, trials, space, goal, words, say, seeds)
+    told = tested(folder, best[0], seeds, pool, stop) if best else []
+    show_end(folder, trials, space, goal, say, files, config_dir)
+    for line in told:
+        say(f"  {line}")
+    if told:
+        say("")
+    return 0 if best else 1
+
+
+def tested(folder: Path, best: Trial, seeds: int, pool: Pool, stop: Callable[[], bool]) -> list[str]:
+    """What the best setting is worth on test classes, evaluated where trials run, and once: never to choose by."""
+    out = folder / f"test-{best.number}"
+    if read_json(out / EVAL) is None and not stop():
+        out.mkdir(exist_ok=True)
+        runs = [run_folder(folder, best.number, seed, seeds) for seed in range(seeds)]
+        argv = (sys.executable, "-m", "metarun.sweep.worker", WITH_PARENT, TEST, str(out), *map(str, runs))
+        job = pool.start(Work(argv, {}, Path.cwd(), folder / f"test-{best.number}.log"), 0)
+        while job.ended() is None and not stop():
+            sleep(0.05)
+    found = read_json(out / EVAL)
+    if not isinstance(found, dict):
+        log = folder / f"test-{best.number}.log"
+        return [f"trial {best.number} was not evaluated on test classes; see {log}"]
+    scale, digits, unit = (100, ".2f", " %") if found["metric"] == "accuracy" else (1, ".4g", "")
+    mean, ci95 = (f"{scale * found[key]:{digits}}" for key in ("mean", "ci95"))
+    of = f"mean of {seeds} seeds, " if seeds > 1 else ""
+    return [
+        f"trial {best.number} on test classes: {found['metric']} {mean} ± {ci95}{unit}  ({of}95 % interval)",
+        f"{out / EVAL}",
+    ]
