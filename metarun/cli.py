@@ -27,7 +27,7 @@ COMMANDS = {
     "plan": "the time and memory that a run will take; train ... --dry-run too",
     "list": "what there is to choose from: list [algo|dataset|model|experiment]",
 }
-GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger")
+GROUPS = ("algo", "dataset", "model", "experiment", "device", "logger", "sweep")
 DRY_RUN = "--dry-run"
 WIDTH = 80
 

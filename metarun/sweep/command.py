@@ -87,13 +87,14 @@ def sweep(typed: Typed) -> int:
         raise InputError("\n".join(typed.unknown(key) for key in unknown))
     serves(settings, space, composer.conditional)
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
-    tree = composer.tree(composer.samples()[0])
+    trees = _configs(composer)
+    tree = trees[0]
     limit = _limit(settings, composer)
     needs, threads = needs_of(tree, settings, limit, isinstance(executor, Local))
     workers = None if settings.workers == "auto" else settings.workers
     with closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
         pool.get_ready()  # while what could be wrong is looked for
-        trees = _tried(composer)
+        _prepared(trees)
         goal, validations = _goal(trees, settings)
         about = _about(settings, space, goal, tree)
         folder = runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, tree))
@@ -198,10 +199,10 @@ def _known(params: Any, space: Space) -> Params:
     return typed
 
 
-def _tried(composer: Composer) -> list[Tree]:
-    """The configs of settings that stand for all, the first with nothing special about it; data and network are tried.
+def _configs(composer: Composer) -> list[Tree]:
+    """Configs that stand for all that may be asked, the first with nothing special about it.
 
-    Raises `InputError` with every complaint there is.
+    Raises `InputError` with every complaint there is about them.
     """
     wrong, trees = Complaints(), list[Tree]()
     for params in composer.samples():
@@ -209,13 +210,17 @@ def _tried(composer: Composer) -> list[Tree]:
             trees.append(tree)
     wrong.lines = [_with_hint(line, composer.space) for line in wrong.lines]
     wrong.end()
-    kept = dict[str, Tree]()
+    return trees
+
+
+def _prepared(trees: Sequence[Tree]) -> None:
+    """Tries their data and networks. Raises `InputError` with every complaint there is."""
+    wrong, kept = Complaints(), dict[str, Tree]()
     for tree in trees:  # of those that differ in real numbers alone, one
         kept.setdefault(json.dumps(_without_reals(tree), sort_keys=True), tree)
     for tree in [*kept.values()][:PREPARED]:
         wrong.about(lambda tree=tree: run.prepare(tree | {"device": tree["device"] | CHECKED_ON}))
     wrong.end()
-    return trees
 
 
 def _without_reals(node: Any) -> Any:

@@ -83,14 +83,13 @@ class Nursery:
                 (os.killpg if which == signal.SIGKILL else os.kill)(pid, which)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._to.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        """Whatever it has started ends with it."""
+        self._process.kill()  # it may still be importing, and has nothing to lose
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
