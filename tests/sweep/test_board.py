@@ -291,11 +291,11 @@ import time
 from pathlib import Path
 from metarun.sweep.table import Board
 from metarun.sweep.trial import COMPLETE, Goal, Trial
-board = Board(Path("log"), 6, 2, Goal("val/accuracy", True))
-for number in range(6):
+board = Board(Path("log"), 4, 2, Goal("val/accuracy", True))
+for number in range(4):
     trial = Trial(number, {"algo.inner_lr": 0.1 * number, "model": "conv4 [red]"})
     board.started(trial, number % 2)
-    until = time.monotonic() + 0.3
+    until = time.monotonic() + 0.26
     while time.monotonic() < until:
         board.tick()
         time.sleep(0.02)
@@ -324,11 +324,11 @@ def test_it_moves_on_a_real_terminal(tmp_path: Path) -> None:
     assert process.wait(30) == 0
     screen = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode()))
     assert max(map(len, screen)) <= 80
-    assert any(re.search(r"3  inner_lr=0.3 model=conv4 \[red\]", line) for line in screen), screen
+    assert any(re.search(r"\d  inner_lr=0.[0-9]+ model=conv4 \[red\]", line) for line in screen), screen
     assert any("a line above it" in line for line in screen)
-    assert "  6 done, 0 pruned, 0 failed, 0 left" in screen[-6:]
+    assert "  4 done, 0 pruned, 0 failed, 0 left" in screen[-6:]
     assert "the end" in screen
-    assert "trial 5: 55.0 %, the best so far" in (tmp_path / "log").read_text()
+    assert "trial 3: 53.0 %, the best so far" in (tmp_path / "log").read_text()
 
 
 def test_whoever_reads_may_go(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

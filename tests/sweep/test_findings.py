@@ -148,7 +148,7 @@ def test_what_a_file_cannot_say_is_said(tmp_path: Path) -> None:
         assert said[-1].startswith(f"no best.yaml: '{word}' ")
 
 
-@pytest.mark.parametrize("space, count, seeds", [(SMALL, 24, 1), (LARGE, 300, 3), (LARGE, 6, 1), (SMALL, 1, 1)])
+@pytest.mark.parametrize("space, count, seeds", [(SMALL, 24, 1), (LARGE, 100, 3), (SMALL, 1, 1)])
 def test_the_end_fits_a_terminal(tmp_path: Path, space: dict[str, Any], count: int, seeds: int) -> None:
     place = Path("outputs/sweep/omniglot-maml-5w1s")
     (tmp_path / place).mkdir(parents=True)
