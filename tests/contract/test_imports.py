@@ -16,7 +16,7 @@ PACKAGE = Path(metarun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
 HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "loky", "matplotlib", "PIL", "sentence_transformers"}
-ABOVE = {"cli", "__main__", "app", "commands", "run", "evaluation", "profiling", "planning", "helping"}
+ABOVE = {"cli", "__main__", "app", "commands", "run", "together", "evaluation", "profiling", "planning", "helping"}
 """what nothing below may reach up to"""
 
 MAY_IMPORT = {
