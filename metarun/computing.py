@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
 from metarun.config import Plan
 from metarun.device import allow_tf32
@@ -15,6 +14,9 @@ from metarun.engine.graph import Recorded, recordable
 from metarun.engine.loop import Computed, computed
 from metarun.engine.state import TrainState
 from metarun.types import Sampler
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def computing(
@@ -27,13 +29,13 @@ def computing(
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
 
 
-def with_tf32(compute: Computed) -> Computed:
+def with_tf32(compute: Callable[P, T]) -> Callable[P, T]:
     """`compute` with it, and what comes after without."""
 
-    def within(*args: Any) -> dict[str, Tensor]:
+    def within(*args: P.args, **more: P.kwargs) -> T:
         allow_tf32(True)
         try:
-            return compute(*args)
+            return compute(*args, **more)
         finally:
             allow_tf32(False)
 

@@ -81,8 +81,12 @@ class Course:
         self.state, self.settings = state, settings
         self._measure, self._checkpoint_every, self._validate = measure, checkpoint_every, validate
         self._log, self._save, self._tick, self._stop = log, save, tick, stop
-        self._mark, self._mark_step = monotonic(), state.step
         self.finished = True if state.step >= settings.iterations else None
+        self.begin()
+
+    def begin(self) -> None:
+        """Steps are timed from here on."""
+        self._mark, self._mark_step = monotonic(), self.state.step
 
     def take(self, metrics: dict[str, Tensor]) -> None:
         """A step has been made, with these mean metrics, which are still on the device.
@@ -148,6 +152,7 @@ def fit(
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
     state, settings, ticket = course.state, course.settings, tickets(seed)
+    course.begin()
     while course.finished is None:
         net = net if net_at is None else net_at(state.step)
         course.take(meta_update(algorithm, net, state, episodes, settings, ticket, chunk, ranks, compute, say))

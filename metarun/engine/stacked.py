@@ -75,6 +75,7 @@ def fit_together(
 
     going = list(members)
     for member in members:
+        member.course.begin()
         if member.course.finished is not None:
             over(member)
     while going:

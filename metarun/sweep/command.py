@@ -39,6 +39,7 @@ from metarun.sweep.space import count, holds, option, shown, split, values
 from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
 from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
+from metarun.together import alike
 from metarun.types import InputError, TrainingError
 
 ACTIONS = ("search", "rebuild")
@@ -89,6 +90,8 @@ def sweep(typed: Typed) -> int:
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
     trees = _configs(composer)
     tree = trees[0]
+    if settings.vectorize > 1:
+        alike(tree)
     limit = _limit(settings, composer)
     needs, threads = needs_of(tree, settings, limit, isinstance(executor, Local))
     workers = None if settings.workers == "auto" else settings.workers
@@ -116,6 +119,8 @@ def sweep(typed: Typed) -> int:
             length = tree["train"]["iterations"]
             board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
             driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, config_of)
+            if settings.vectorize > 1:
+                driver.alike = alike
             with closing(board), run.graceful() as caught:
                 complaint = _searched(driver, board, seconds, caught)
                 if caught:

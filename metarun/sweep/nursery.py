@@ -21,7 +21,7 @@ from metarun.sweep.process import LOST, NOT_FOUND, say
 from metarun.sweep.trial import Work
 
 WORKER = "metarun.sweep.worker"
-ROOMS = ("metarun.run", "metarun.evaluation", "metarun.commands", WORKER)
+ROOMS = ("metarun.run", "metarun.together", "metarun.evaluation", "metarun.commands", WORKER)
 
 
 class Nursery:

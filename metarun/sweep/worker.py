@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metarun.sweep.rows import objective
 from metarun.sweep.study import RESULT, STOP, TRIAL, read_json, write_json
 from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Goal
 
+if TYPE_CHECKING:
+    from metarun.run import Watch
+
+ERROR = "error: "
 WITH_PARENT, TEST = "--with-parent", "--test"
 GRACE = 30.0
 """seconds that a run without its driver has to save and end"""
@@ -56,27 +60,59 @@ def work(folders: Sequence[Path]) -> int:
 
     if code := guarded(loaded):
         return code
-    return max(_one(folder) for folder in folders)
+    return _one(folders[0]) if len(folders) == 1 else _several(folders)
+
+
+def _several(folders: Sequence[Path]) -> int:
+    from metarun.commands import guarded
+    from metarun.together import carry_on_together
+
+    codes: list[int] = []
+
+    def ended(number: int, code: int) -> None:
+        codes.append(_told(folders[number], code, _complaints(folders[number]) if code in (1, 2) else ""))
+
+    watches = [_watch(folder) for folder in folders]
+    return guarded(lambda: carry_on_together(folders, [w for w in watches if w], ended) or max(codes, default=1))
+
+
+def _watch(folder: Path) -> Watch | None:
+    """What the sweep asks of the run in `folder`; None of a plain one."""
+    from metarun.run import Watch
+
+    about: Any = read_json(folder / TRIAL)
+    goal = Goal(**about["goal"]) if about["goal"] else None
+    return Watch((folder / STOP).exists, lambda: objective(folder, goal)) if goal else None
+
+
+def _complaints(folder: Path) -> str:
+    """What its log says it has failed of."""
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    return "; ".join(line.removeprefix(ERROR) for line in lines if line.startswith(ERROR))
+
+
+def _told(folder: Path, code: int, reason: str) -> int:
+    """Writes down how a run has ended, unless it is to go on; its code for the outside."""
+    from metarun.run import HALTED
+
+    if code < 128 or code == HALTED:
+        state = COMPLETE if code == 0 else PRUNED if code == HALTED else FAILED
+        write_json(folder / RESULT, {"state": state, "code": code, "reason": reason})
+    return 0 if code == HALTED else code
 
 
 def _one(folder: Path) -> int:
     from metarun.commands import guarded
-    from metarun.run import HALTED, Watch, carry_on
+    from metarun.run import carry_on
 
-    about: Any = read_json(folder / TRIAL)
-    goal = Goal(**about["goal"]) if about["goal"] else None
-    watch = Watch((folder / STOP).exists, lambda: objective(folder, goal)) if goal else None
     said: list[str] = []
     try:
-        code = guarded(lambda: carry_on(folder, watch), said.append)
+        code = guarded(lambda: carry_on(folder, _watch(folder)), said.append)
     except Exception as e:
         traceback.print_exc()
         code = 1
         said.append(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
-    if code < 128 or code == HALTED:
-        state = COMPLETE if code == 0 else PRUNED if code == HALTED else FAILED
-        write_json(folder / RESULT, {"state": state, "code": code, "reason": "; ".join(said)})
-    return 0 if code == HALTED else code
+    return _told(folder, code, "; ".join(said))
 
 
 def test(out: Path, folders: Sequence[Path]) -> int:

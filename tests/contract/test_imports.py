@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"algorithms", "models", "data", "engine"}
 HEAVY = {"torchvision", "optuna", "wandb", "sklearn", "joblib", "loky", "matplotlib", "PIL", "sentence_transformers"}
 HEAVY |= {"ray", "submitit"}
-ABOVE = {"cli", "__main__", "app", "commands", "run", "evaluation", "profiling", "planning", "helping", "sweep"}
+ABOVE = {"cli", "__main__", "app", "commands", "run", "evaluation", "profiling", "planning", "helping"}
+ABOVE |= {"together", "sweep"}
 """what nothing below may reach up to"""
 
 MAY_IMPORT = {
