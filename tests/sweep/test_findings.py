@@ -112,6 +112,12 @@ def test_what_decides_is_important() -> None:
     assert importances(worst, SMALL, MSE) == pytest.approx(found)
 
 
+def test_few_trials_tell_what_decides_too() -> None:
+    """Of 12 trials seven are complete, of which a tenth would be one."""
+    first = [next(iter(importances(sweep(SMALL, 12, seed=seed), SMALL, ACCURACY))) for seed in range(20)]
+    assert first.count("algo.inner_lr") >= 16
+
+
 def test_settings_that_only_some_trials_have_are_compared_too() -> None:
     found = importances(sweep(LARGE, 120), LARGE, ACCURACY)
     assert found.keys() == LARGE.keys()
