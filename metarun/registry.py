@@ -11,6 +11,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def _own(kind: str) -> list[str]:
     return [module.name for module in pkgutil.iter_modules(importlib.import_module(f"metarun.{ROOMS[kind]}").__path__)]
 
 
+@cache
 def _load_installed() -> None:
     for entry in importlib.metadata.entry_points(group="metarun.plugins"):
         try:

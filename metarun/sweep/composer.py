@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import copy, deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
 from metarun.commands import plain, with_protocol
@@ -20,6 +23,13 @@ from metarun.types import InputError
 
 INSIDE = 0.381966
 """of an interval: a place that is nothing special"""
+
+
+class Composed(NamedTuple):
+    """A config with Hydra's own part, and without."""
+
+    hydra: Any
+    own: Any
 
 
 class Composer:
@@ -38,6 +48,7 @@ class Composer:
     ) -> None:
         self.words, self.space = [*words], space
         self._replaced = replaced
+        self._bases: dict[tuple[Any, ...], Composed] = {}
         self.groups = [key for key in space if key in groups]
         """the keys of the space that are config groups"""
         self._there: dict[tuple[Any, ...], frozenset[str]] = {}
@@ -46,7 +57,7 @@ class Composer:
         """The keys of the space that a choice of the groups has."""
         key = tuple(sorted(chosen.items()))  # type: ignore[arg-type]
         if key not in self._there:
-            known = set(flat(OmegaConf.to_container(self._composed(chosen))))  # type: ignore[arg-type]
+            known = set(flat(OmegaConf.to_container(self._with(self._base(chosen), {}))))  # type: ignore[arg-type]
             nodes = {name.rpartition(".")[0] for name in known}
             rest = [name for name in self.space if name not in self.groups]
             free = {name for name in rest if self._replaced([f"{name}=0"])[-1].startswith("++")}
@@ -72,21 +83,38 @@ class Composer:
 
     def tree(self, params: Params, seed: int | None = None) -> Tree:
         """The checked config of a run; `seed` takes its own seed's place. Raises `InputError`."""
-        cfg = self._composed(params, hydra=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        tree = plain("train", cfg)
+        base = self._base({key: params[key] for key in self.groups})
+        tree = plain("train", self._with(base, {key: value for key, value in params.items() if key not in self.groups}))
         load_plugins(tree["plugins"])
         if tree.pop("resume", None) is not None:
             raise InputError("resume=: goes on with one run, which is metarun train's to do")
         if seed is not None:
             tree["seed"] = seed
-        tree = with_protocol("train", settled(tree))
+        tree = settled(tree)
+        if tree.get("paper"):
+            HydraConfig.instance().set_config(base.hydra)
+            tree = with_protocol("train", tree)
         return tree | {"data_root": str(Path(tree["data_root"]).expanduser().resolve())}
 
-    def _composed(self, params: Params, hydra: bool = False) -> Any:
-        return compose("train", self.words + self.typed(params), return_hydra_config=hydra)
+    def _base(self, chosen: Params) -> Composed:
+        """What Hydra composes with a choice of the groups. It takes long, and there are few."""
+        key = tuple(sorted(chosen.items()))  # type: ignore[arg-type]
+        if key not in self._bases:
+            hydra = compose("train", self.words + self.typed(chosen), return_hydra_config=True)
+            own = copy(hydra)
+            with open_dict(own):
+                del own["hydra"]
+            self._bases[key] = Composed(hydra, own)
+        return self._bases[key]
+
+    def _with(self, base: Composed, params: Params) -> Any:
+        """The config itself with settings as Hydra would put them in."""
+        cfg = deepcopy(base.own)
+        for override in OverridesParser.create().parse_overrides(self.typed(params)):
+            new = override.is_force_add()
+            with open_dict(cfg) if new else nullcontext():
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=new)
+        return cfg
 
     def typed(self, params: Params) -> list[str]:
         return self._replaced([option(key, value) for key, value in params.items()])

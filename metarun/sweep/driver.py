@@ -265,7 +265,8 @@ class Driver:
                 self._end(trial, FAILED, None, f"it never reported {self.goal.metric}", run.seed)
                 return
             self.study.measured(trial.number, run.seed, value)
-            self._note(trial, run.seed, value=value)
+            if self.settings.seeds > 1:
+                self._note(trial, run.seed, value=value)
             if run.seed == 0:  # it was not pruned, so the others are worth it
                 self.waiting.extendleft(self._run(trial, seed) for seed in range(self.settings.seeds - 1, 0, -1))
             if len(trial.measured) == self.settings.seeds:

@@ -46,7 +46,7 @@ class Study:
         self._add({"reported": number, "step": step, "value": value})
 
     def measured(self, number: int, seed: int, value: float) -> None:
-        self._add({"measured": number, "seed": seed, "value": value}, sure=True)
+        self._add({"measured": number, "seed": seed, "value": value})
 
     def ended(self, number: int, state: str, value: float | None, reason: str, seconds: float) -> None:
         self._add({"ended": number, "state": state, "value": value, "reason": reason, "seconds": seconds}, sure=True)
