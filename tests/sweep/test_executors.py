@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from metarun.sweep import executor as executors
 from metarun.sweep import process
 from metarun.sweep.executor import Job, Local, Needs, Pool
+from metarun.sweep.ray import Ray
 from metarun.sweep.trial import Work
 from metarun.types import InputError
 
@@ -254,14 +256,14 @@ def test_an_executor_is_chosen_by_name() -> None:
 # what schedulers are given to do
 
 
-def attended(tmp_path: Path, what: str, ways: str = "") -> subprocess.Popen[bytes]:
+def attended(tmp_path: Path, what: str, ways: str = "", how: str = "attend") -> subprocess.Popen[bytes]:
     """A process that attends to a job, and exits as it did, and the job's folder."""
     script = (
         f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parents[2])]}; from pathlib import Path\n"
         "from metarun.sweep import process\nfrom metarun.sweep.trial import Work\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"work = Work((sys.executable, '-S', {str(SCRIPT)!r}, {what!r}), {{}}, folder, folder / 'log.txt')\n"
-        f"code = process.attend(work, {{'OWN': '1'}}, {ways})\n"
+        f"code = process.{how}(work, {{'OWN': '1'}}, {ways})\n"
         "assert not [name for name in ('torch', 'hydra', 'optuna') if name in sys.modules]\n"
         "sys.exit(code % 256)"
     )
@@ -287,17 +289,42 @@ def test_a_scheduler_that_signals_all_processes_does_so_once(tmp_path: Path) -> 
     assert (tmp_path / "saved").exists()
 
 
-def test_orders_stop_and_kill(tmp_path: Path) -> None:
-    order = (
-        "orders=process.now_and_then(lambda: 15 if Path('{0}/stop').exists() else 9 * Path('{0}/kill').exists(), 0.1)"
-    )
-    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9)):
+def test_files_stop_and_kill(tmp_path: Path) -> None:
+    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9), ("silent", "wait", 143)):
         folder = tmp_path / name
         folder.mkdir()
-        task = attended(folder, what, order.format(folder))
+        (folder / "driver").write_text("1")
+        patience = 1 if name == "silent" else LONG
+        ways = f"kill=Path('{folder}/kill'), driver=Path('{folder}/driver'), patience={patience}"
+        task = attended(folder, what, ways, "task")
         told(folder)
-        (folder / name).touch()
+        if name == "kill":
+            (folder / "kill").touch()
+        elif name == "stop":
+            (folder / "driver").unlink()
         assert task.wait(LONG) == says
+        assert (folder / "saved").exists() == (what == "wait")
+
+
+def test_a_driver_is_alive_while_it_says_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(process, "monotonic", lambda: now[0])
+    file = tmp_path / "driver"
+    file.write_text("0")
+    alive = process.signs_of_life(file, 10)
+    for beat in range(5):
+        file.write_text(str(beat))
+        now[0] += 9
+        assert alive()
+    now[0] += 9
+    assert alive()
+    now[0] += 2
+    assert not alive()
+    file.write_text("back")
+    assert alive()
+    file.unlink()
+    assert alive()  # a shared file system may err once
+    assert not alive()
 
 
 def test_who_attends_is_killed_and_so_the_job_ends(tmp_path: Path) -> None:
@@ -313,3 +340,111 @@ def test_exit_codes_pass_through(tmp_path: Path) -> None:
     assert attended(tmp_path, "exit5").wait(LONG) == 5
     missing = Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt")
     assert process.attend(missing, {}) == 127
+
+
+# Ray
+
+
+def test_a_ray_cluster_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for wrong in (address, "nonsense"):
+            with pytest.raises(InputError, match=f"sweep.executor.address={wrong}: no Ray cluster can be reached"):
+                Ray(wrong).open(cpu(tmp_path), None, 9)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two machines of one core and one GPU each, as far as Ray knows; and a third that comes and goes."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    handler = signal.getsignal(signal.SIGTERM)
+    machine = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=machine)
+    cluster.add_node(**machine)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """One connection for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_TEST", "the driver's")
+        mine = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], dict(os.environ), Path.cwd()
+        pool = Ray(cluster.address).open(Needs(0, 1, tmp_path_factory.mktemp("sweep")), None, 9)
+        assert mine == ([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], dict(os.environ), Path.cwd())
+        yield pool
+        pool.close()
+
+
+def node(pid: int) -> int:
+    """Of the process that Ray has started for a job: its machine's."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_ray_runs_jobs_on_all_machines_and_stop_lets_them_save(on_ray: Pool, tmp_path: Path) -> None:
+    assert on_ray.slots == 2
+    jobs = [on_ray.start(work(tmp_path / str(slot), "wait", OTHER="work"), slot) for slot in range(2)]
+    at = [told(tmp_path / str(slot)) for slot in range(2)]
+    assert len({node(a["above"]) for a in at}) == 2
+    assert [a["cwd"] for a in at] == [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert [(a["env"]["METARUN_TEST"], a["env"]["OTHER"]) for a in at] == [("the driver's", "work")] * 2
+    waits = on_ray.start(work(tmp_path / "2", "wait"), 2)
+    waits.stop()
+    assert code(waits) == 143
+    assert not (tmp_path / "2" / "started").exists()
+    jobs[0].stop()
+    assert code(jobs[0]) == 143
+    assert (tmp_path / "0" / "saved").exists()
+    # A Ray process that is killed ends its own job alone.
+    assert jobs[1].ended() is None
+    os.kill(at[1]["above"], signal.SIGKILL)
+    assert code(jobs[1]) == -signal.SIGKILL
+    assert "error: Ray has lost this job: WorkerCrashedError" in (tmp_path / "1" / "log.txt").read_text()
+    until(lambda: not runs(at[1]["pid"]))
+
+
+def test_ray_hands_exit_codes_on_and_kills_the_deaf(on_ray: Pool, tmp_path: Path) -> None:
+    jobs = [on_ray.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("exit3", "deaf"))]
+    assert code(jobs[0]) == 3
+    assert (tmp_path / "exit3" / "log.txt").read_text() == "said out\nsaid err\n"
+    missing = on_ray.start(Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt"), 0)
+    pid = told(tmp_path / "deaf")["pid"]
+    jobs[1].kill()
+    assert code(jobs[1]) == -signal.SIGKILL
+    assert not runs(pid)
+    assert code(missing) == 127
+    assert "does it see" in (tmp_path / "log.txt").read_text()
+
+
+def test_ray_gives_out_parts_of_gpus(on_ray: Pool, tmp_path: Path) -> None:
+    pool = Ray(None).open(Needs(0.5, 1, tmp_path), None, 9)  # goes over the connection that there is
+    jobs = [pool.start(work(tmp_path / str(slot), "tell"), slot) for slot in range(2)]
+    assert [code(job) for job in jobs] == [0, 0]
+    assert [told(tmp_path / str(slot))["env"]["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0", "0"]
+    with pytest.raises(InputError, match="no machine of the Ray cluster has 1 cores and 2 GPUs"):
+        Ray(None).open(Needs(2, 1, tmp_path), None, 9)
+    with pytest.raises(InputError, match="no machine of the Ray cluster has 3 cores for a run"):
+        Ray(None).open(Needs(0, 3, tmp_path), None, 9)
+
+
+def test_a_machine_that_dies_ends_its_jobs_with_the_reason(on_ray: Pool, cluster: Any, tmp_path: Path) -> None:
+    jobs = [on_ray.start(work(tmp_path / str(slot), "wait"), slot) for slot in range(2)]
+    at = [told(tmp_path / str(slot)) for slot in range(2)]
+    [other] = cluster.worker_nodes
+    cluster.remove_node(other, allow_graceful=False)
+    until(lambda: any(job.ended() is not None for job in jobs))
+    [lost] = [slot for slot, job in enumerate(jobs) if job.ended() is not None]
+    assert jobs[lost].ended() == -signal.SIGKILL
+    assert "error: Ray has lost this job: " in (tmp_path / str(lost) / "log.txt").read_text()
+    until(lambda: not runs(at[lost]["pid"]))
+    assert jobs[1 - lost].ended() is None
+    on_ray.close()  # the last of Ray's tests: the job that is left saves
+    assert (tmp_path / str(1 - lost) / "saved").exists()
+    assert jobs[1 - lost].ended() == 143
