@@ -13,7 +13,9 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
+from metarun.files import write_atomic
 from metarun.sweep.trial import Work
 
 STOPPED = 128 + signal.SIGTERM
@@ -138,6 +140,12 @@ def task(
         return 0 if alive() else signal.SIGTERM
 
     return attend(work, own, orders, pass_on)
+
+
+def recorded(code: Path, work: Work, *how: Any) -> None:
+    """`task`, whose exit code is then written to the file `code`, for the driver to see."""
+    result = task(work, *how)
+    write_atomic(code, lambda file: file.write(str(result).encode()))
 
 
 def signs_of_life(file: Path, patience: float) -> Callable[[], bool]:

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from metarun.sweep import executor as executors
-from metarun.sweep import process
+from metarun.sweep import process, slurm
 from metarun.sweep.executor import Job, Local, Needs, Pool
 from metarun.sweep.ray import Ray
+from metarun.sweep.slurm import Slurm
 from metarun.sweep.trial import Work
 from metarun.types import InputError
 
-SCRIPT = Path(__file__).with_name("job.py")
+SCRIPT, FAKE = (Path(__file__).with_name(name) for name in ("job.py", "fake_slurm.py"))
 LONG = 60.0
 """seconds: nothing takes as long, on any machine"""
 
@@ -340,6 +341,111 @@ def test_exit_codes_pass_through(tmp_path: Path) -> None:
     assert attended(tmp_path, "exit5").wait(LONG) == 5
     missing = Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt")
     assert process.attend(missing, {}) == 127
+
+
+# Slurm
+
+
+def test_submitit_runs_stops_and_kills_on_this_machine(tmp_path: Path) -> None:
+    pool = Slurm("local", more={"account": "me"}).open(cpu(tmp_path), 4, 9)
+    whats = ("exit3", "wait", "deaf", "wait")
+    jobs = [pool.start(work(tmp_path / str(slot), what), slot) for slot, what in enumerate(whats)]
+    pids = [told(tmp_path / str(slot))["pid"] for slot in (1, 2, 3)]
+    jobs[1].stop()
+    jobs[2].stop()
+    jobs[2].kill()
+    assert [code(job) for job in jobs[:3]] == [3, 143, -signal.SIGKILL]
+    assert (tmp_path / "0" / "log.txt").read_text() == "said out\nsaid err\n"
+    assert jobs[3].ended() is None
+    pool.close()
+    assert jobs[3].ended() == 143
+    assert (tmp_path / "1" / "saved").exists() and (tmp_path / "3" / "saved").exists()
+    assert not any(runs(pid) for pid in pids)
+    assert not (tmp_path / "slurm").exists()  # no pickle is left
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a Slurm that has just been installed, and is asked often."""
+    home = tmp_path / "cluster"
+    (home / "bin").mkdir(parents=True)
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        (home / "bin" / name).write_text(f"#!{sys.executable} -S\n" + FAKE.read_text())
+        (home / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(home))
+    for name, value in (("ASK", 0.2), ("LIST", 0.05), ("LATE", 0.5)):
+        monkeypatch.setattr(slurm, name, value)
+    return home
+
+
+def test_slurm_jobs_save_when_they_are_cancelled_and_say_why_they_were_ended(queue: Path, tmp_path: Path) -> None:
+    pool = Slurm(memory_gb=4).open(Needs(1, 3, tmp_path), 3, 9)
+    assert pool.slots == 3
+    jobs = [pool.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("exit3", "wait", "deaf"))]
+    script = (queue / "1.sh").read_text()
+    for flag in ("cpus-per-task=3", "gpus-per-node=1", "mem=4096MB", "time=720", "signal=TERM@90", "no-requeue"):
+        assert f"#SBATCH --{flag}\n" in script
+    pids = [told(tmp_path / what)["pid"] for what in ("wait", "deaf")]
+    assert code(jobs[0]) == 3
+    jobs[1].stop()
+    assert code(jobs[1]) == 143
+    assert (tmp_path / "wait" / "saved").exists()
+    assert jobs[2].ended() is None
+    # The machine runs out of memory, and Slurm's own process there is killed with the job.
+    (queue / "3").write_text("OUT_OF_MEMORY")
+    subprocess.run(["scancel", "--signal=KILL", "3"], check=True)
+    assert code(jobs[2]) == -signal.SIGKILL
+    said = (tmp_path / "deaf" / "log.txt").read_text()
+    assert "error: Slurm has ended job 3: OUT_OF_MEMORY; raise sweep.executor.memory_gb" in said
+    assert not any(runs(pid) for pid in pids)
+    pool.close()
+
+
+def test_slurm_jobs_that_wait_in_the_queue_are_taken_out_of_it(queue: Path, tmp_path: Path) -> None:
+    pool = Slurm(more={"comment": "waits", "reservation": "x"}).open(cpu(tmp_path), 2, 9)
+    jobs = [pool.start(work(tmp_path / str(slot), "wait"), slot) for slot in range(2)]
+    assert "#SBATCH --reservation=x\n" in (queue / "1.sh").read_text()
+    (queue / "1").write_text("NODE_FAIL")  # by the administrator, say
+    assert code(jobs[0]) == -signal.SIGKILL
+    assert "error: Slurm has ended job 1: NODE_FAIL" in (tmp_path / "0" / "log.txt").read_text()
+    jobs[1].stop()
+    assert code(jobs[1]) == 143
+    pool.close()
+
+
+def test_jobs_of_a_driver_that_was_killed_are_cancelled_by_the_next(queue: Path, tmp_path: Path) -> None:
+    first = Slurm().open(cpu(tmp_path), 1, 9)
+    first.start(work(tmp_path / "0", "wait"), 0)
+    pid = told(tmp_path / "0")["pid"]
+    second = Slurm().open(cpu(tmp_path), 1, 9)  # which knows of the first only by its files
+    until(lambda: not runs(pid))
+    assert (tmp_path / "0" / "saved").exists()
+    assert (queue / "1").read_text().startswith("CANCELLED")
+    second.close()
+
+
+def test_what_slurm_would_refuse_is_refused_first(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings, needs, workers, says in (
+        ({}, cpu(tmp_path), None, "sweep.workers=auto: Slurm does not say"),
+        ({}, Needs(0.5, 1, tmp_path), 2, "sweep.per_gpu: Slurm gives out whole GPUs"),
+        (
+            {"partition": "nowhere"},
+            cpu(tmp_path),
+            2,
+            "Slurm refuses such jobs: .* invalid partition .*: nowhere",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            Slurm(**settings).open(needs, workers, 9)
+    with pytest.raises(InputError, match=r"sweep.executor: more.time: is set by the sweep"):
+        executors.executor({"name": "slurm", "more": {"time": 5}})
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with pytest.raises(InputError, match="this machine has no sbatch"):
+        Slurm().open(cpu(tmp_path), 2, 9)
+    with pytest.raises(InputError, match="needs 1 GPU, and this machine has none"):
+        monkeypatch.setattr(executors, "visible", list)
+        Slurm("local").open(Needs(1, 1, tmp_path), 2, 9)
 
 
 # Ray
