@@ -11,8 +11,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
+from metarun.files import write_atomic
 from metarun.sweep.trial import Work
 
 STOPPED = 128 + signal.SIGTERM
@@ -23,16 +26,16 @@ NOT_FOUND = 127
 """said of a job that could not be started at all"""
 CALLS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """by which schedulers say that a job has to end: Slurm, Ray's cancel, and submitit when time is nearly over"""
-TICK = 0.05
-"""seconds between looks at the process, and between looks at the orders: in the memory of this machine, or files"""
+TICK, LOOK = 0.05, 0.5
+"""seconds between looks at the process, and between looks at files that say what is to become of it"""
+GONE = 180.0
+"""seconds without a sign of life after which a driver on another machine is taken for dead"""
 
 
 def say(work: Work, text: str) -> None:
     """Adds a line to the job's log, if it can be written at all."""
-    with contextlib.suppress(OSError):
-        work.log.parent.mkdir(parents=True, exist_ok=True)
-        with work.log.open("a", encoding="utf-8") as log:
-            log.write(f"{text}\n")
+    with contextlib.suppress(OSError), work.log.open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
 
 
 def start(work: Work, own: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
@@ -114,15 +117,55 @@ def _noted() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def now_and_then(look: Callable[[], int], every: float) -> Callable[[], int]:
-    """`look`, asked no more than once in `every` seconds; 0 in between."""
-    last = -every
+def task(
+    work: Work,
+    own: Mapping[str, str],
+    kill: Path,
+    driver: Path | None = None,
+    patience: float = GONE,
+    pass_on: bool = True,
+) -> int:
+    """`attend`, with orders by files that all machines see: the job is killed once there is a file `kill`. It is
+    stopped once the file `driver` is gone, or has said nothing new for `patience` seconds of this machine's clock."""
+    alive = (lambda: True) if driver is None else signs_of_life(driver, patience)
+    looked = -LOOK
 
-    def asked() -> int:
-        nonlocal last
-        if monotonic() - last < every:
+    def orders() -> int:
+        nonlocal looked
+        if monotonic() - looked < LOOK:
             return 0
-        last = monotonic()
-        return look()
+        looked = monotonic()
+        if kill.exists():
+            return signal.SIGKILL
+        return 0 if alive() else signal.SIGTERM
 
-    return asked
+    return attend(work, own, orders, pass_on)
+
+
+def recorded(code: Path, work: Work, *how: Any) -> None:
+    """`task`, whose exit code is then written to the file `code`, for the driver to see."""
+    result = task(work, *how)
+    write_atomic(code, lambda file: file.write(str(result).encode()))
+
+
+def signs_of_life(file: Path, patience: float) -> Callable[[], bool]:
+    """Asked again and again, says whether whoever keeps changing `file` is still there.
+
+    No clocks are compared. A file that cannot be read now has no news; one that is missing twice running is gone.
+    """
+    last, heard, missing = b"", monotonic(), 0
+
+    def alive() -> bool:
+        nonlocal last, heard, missing
+        try:
+            text, missing = file.read_bytes(), 0
+        except FileNotFoundError:
+            missing += 1
+            return missing < 2
+        except OSError:
+            text = last
+        if text != last:
+            last, heard = text, monotonic()
+        return monotonic() - heard < patience
+
+    return alive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 
 from metarun.sweep import executor as executors
-from metarun.sweep import process
+from metarun.sweep import process, slurm
 from metarun.sweep.executor import Job, Local, Needs, Pool
+from metarun.sweep.ray import Ray
+from metarun.sweep.slurm import Slurm
 from metarun.sweep.trial import Work
 from metarun.types import InputError
 
-SCRIPT = Path(__file__).with_name("job.py")
+SCRIPT, FAKE = (Path(__file__).with_name(name) for name in ("job.py", "fake_slurm.py"))
 LONG = 60.0
 """seconds: nothing takes as long, on any machine"""
 
@@ -254,14 +257,14 @@ def test_an_executor_is_chosen_by_name() -> None:
 # what schedulers are given to do
 
 
-def attended(tmp_path: Path, what: str, ways: str = "") -> subprocess.Popen[bytes]:
+def attended(tmp_path: Path, what: str, ways: str = "", how: str = "attend") -> subprocess.Popen[bytes]:
     """A process that attends to a job, and exits as it did, and the job's folder."""
     script = (
         f"import sys; sys.path[:0] = {[str(SCRIPT.parent), str(SCRIPT.parents[2])]}; from pathlib import Path\n"
         "from metarun.sweep import process\nfrom metarun.sweep.trial import Work\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"work = Work((sys.executable, '-S', {str(SCRIPT)!r}, {what!r}), {{}}, folder, folder / 'log.txt')\n"
-        f"code = process.attend(work, {{'OWN': '1'}}, {ways})\n"
+        f"code = process.{how}(work, {{'OWN': '1'}}, {ways})\n"
         "assert not [name for name in ('torch', 'hydra', 'optuna') if name in sys.modules]\n"
         "sys.exit(code % 256)"
     )
@@ -287,17 +290,42 @@ def test_a_scheduler_that_signals_all_processes_does_so_once(tmp_path: Path) -> 
     assert (tmp_path / "saved").exists()
 
 
-def test_orders_stop_and_kill(tmp_path: Path) -> None:
-    order = (
-        "orders=process.now_and_then(lambda: 15 if Path('{0}/stop').exists() else 9 * Path('{0}/kill').exists(), 0.1)"
-    )
-    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9)):
+def test_files_stop_and_kill(tmp_path: Path) -> None:
+    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9), ("silent", "wait", 143)):
         folder = tmp_path / name
         folder.mkdir()
-        task = attended(folder, what, order.format(folder))
+        (folder / "driver").write_text("1")
+        patience = 1 if name == "silent" else LONG
+        ways = f"kill=Path('{folder}/kill'), driver=Path('{folder}/driver'), patience={patience}"
+        task = attended(folder, what, ways, "task")
         told(folder)
-        (folder / name).touch()
+        if name == "kill":
+            (folder / "kill").touch()
+        elif name == "stop":
+            (folder / "driver").unlink()
         assert task.wait(LONG) == says
+        assert (folder / "saved").exists() == (what == "wait")
+
+
+def test_a_driver_is_alive_while_it_says_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(process, "monotonic", lambda: now[0])
+    file = tmp_path / "driver"
+    file.write_text("0")
+    alive = process.signs_of_life(file, 10)
+    for beat in range(5):
+        file.write_text(str(beat))
+        now[0] += 9
+        assert alive()
+    now[0] += 9
+    assert alive()
+    now[0] += 2
+    assert not alive()
+    file.write_text("back")
+    assert alive()
+    file.unlink()
+    assert alive()  # a shared file system may err once
+    assert not alive()
 
 
 def test_who_attends_is_killed_and_so_the_job_ends(tmp_path: Path) -> None:
@@ -313,3 +341,216 @@ def test_exit_codes_pass_through(tmp_path: Path) -> None:
     assert attended(tmp_path, "exit5").wait(LONG) == 5
     missing = Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt")
     assert process.attend(missing, {}) == 127
+
+
+# Slurm
+
+
+def test_submitit_runs_stops_and_kills_on_this_machine(tmp_path: Path) -> None:
+    pool = Slurm("local", more={"account": "me"}).open(cpu(tmp_path), 4, 9)
+    whats = ("exit3", "wait", "deaf", "wait")
+    jobs = [pool.start(work(tmp_path / str(slot), what), slot) for slot, what in enumerate(whats)]
+    pids = [told(tmp_path / str(slot))["pid"] for slot in (1, 2, 3)]
+    jobs[1].stop()
+    jobs[2].stop()
+    jobs[2].kill()
+    assert [code(job) for job in jobs[:3]] == [3, 143, -signal.SIGKILL]
+    assert (tmp_path / "0" / "log.txt").read_text() == "said out\nsaid err\n"
+    assert jobs[3].ended() is None
+    pool.close()
+    assert jobs[3].ended() == 143
+    assert (tmp_path / "1" / "saved").exists() and (tmp_path / "3" / "saved").exists()
+    assert not any(runs(pid) for pid in pids)
+    assert not (tmp_path / "slurm").exists()  # no pickle is left
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a Slurm that has just been installed, and is asked often."""
+    home = tmp_path / "cluster"
+    (home / "bin").mkdir(parents=True)
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        (home / "bin" / name).write_text(f"#!{sys.executable} -S\n" + FAKE.read_text())
+        (home / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(home))
+    for name, value in (("ASK", 0.2), ("LIST", 0.05), ("LATE", 0.5)):
+        monkeypatch.setattr(slurm, name, value)
+    return home
+
+
+def test_slurm_jobs_save_when_they_are_cancelled_and_say_why_they_were_ended(queue: Path, tmp_path: Path) -> None:
+    pool = Slurm(memory_gb=4).open(Needs(1, 3, tmp_path), 3, 9)
+    assert pool.slots == 3
+    jobs = [pool.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("exit3", "wait", "deaf"))]
+    script = (queue / "1.sh").read_text()
+    for flag in ("cpus-per-task=3", "gpus-per-node=1", "mem=4096MB", "time=720", "signal=TERM@90", "no-requeue"):
+        assert f"#SBATCH --{flag}\n" in script
+    pids = [told(tmp_path / what)["pid"] for what in ("wait", "deaf")]
+    assert code(jobs[0]) == 3
+    jobs[1].stop()
+    assert code(jobs[1]) == 143
+    assert (tmp_path / "wait" / "saved").exists()
+    assert jobs[2].ended() is None
+    # The machine runs out of memory, and Slurm's own process there is killed with the job.
+    (queue / "3").write_text("OUT_OF_MEMORY")
+    subprocess.run(["scancel", "--signal=KILL", "3"], check=True)
+    assert code(jobs[2]) == -signal.SIGKILL
+    said = (tmp_path / "deaf" / "log.txt").read_text()
+    assert "error: Slurm has ended job 3: OUT_OF_MEMORY; raise sweep.executor.memory_gb" in said
+    assert not any(runs(pid) for pid in pids)
+    pool.close()
+
+
+def test_slurm_jobs_that_wait_in_the_queue_are_taken_out_of_it(queue: Path, tmp_path: Path) -> None:
+    pool = Slurm(more={"comment": "waits", "reservation": "x"}).open(cpu(tmp_path), 2, 9)
+    jobs = [pool.start(work(tmp_path / str(slot), "wait"), slot) for slot in range(2)]
+    assert "#SBATCH --reservation=x\n" in (queue / "1.sh").read_text()
+    (queue / "1").write_text("NODE_FAIL")  # by the administrator, say
+    assert code(jobs[0]) == -signal.SIGKILL
+    assert "error: Slurm has ended job 1: NODE_FAIL" in (tmp_path / "0" / "log.txt").read_text()
+    jobs[1].stop()
+    assert code(jobs[1]) == 143
+    pool.close()
+
+
+def test_jobs_of_a_driver_that_was_killed_are_cancelled_by_the_next(queue: Path, tmp_path: Path) -> None:
+    first = Slurm().open(cpu(tmp_path), 1, 9)
+    first.start(work(tmp_path / "0", "wait"), 0)
+    pid = told(tmp_path / "0")["pid"]
+    second = Slurm().open(cpu(tmp_path), 1, 9)  # which knows of the first only by its files
+    until(lambda: not runs(pid))
+    assert (tmp_path / "0" / "saved").exists()
+    assert (queue / "1").read_text().startswith("CANCELLED")
+    second.close()
+
+
+def test_what_slurm_would_refuse_is_refused_first(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings, needs, workers, says in (
+        ({}, cpu(tmp_path), None, "sweep.workers=auto: Slurm does not say"),
+        ({}, Needs(0.5, 1, tmp_path), 2, "sweep.per_gpu: Slurm gives out whole GPUs"),
+        (
+            {"partition": "nowhere"},
+            cpu(tmp_path),
+            2,
+            "Slurm refuses such jobs: .* invalid partition .*: nowhere",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            Slurm(**settings).open(needs, workers, 9)
+    with pytest.raises(InputError, match=r"sweep.executor: more.time: is set by the sweep"):
+        executors.executor({"name": "slurm", "more": {"time": 5}})
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with pytest.raises(InputError, match="this machine has no sbatch"):
+        Slurm().open(cpu(tmp_path), 2, 9)
+    with pytest.raises(InputError, match="needs 1 GPU, and this machine has none"):
+        monkeypatch.setattr(executors, "visible", list)
+        Slurm("local").open(Needs(1, 1, tmp_path), 2, 9)
+
+
+# Ray
+
+
+def test_a_ray_cluster_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for wrong in (address, "nonsense"):
+            with pytest.raises(InputError, match=f"sweep.executor.address={wrong}: no Ray cluster can be reached"):
+                Ray(wrong).open(cpu(tmp_path), None, 9)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two machines of one core and one GPU each, as far as Ray knows; and a third that comes and goes."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    handler = signal.getsignal(signal.SIGTERM)
+    machine = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=machine)
+    cluster.add_node(**machine)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """One connection for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_TEST", "the driver's")
+        mine = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], dict(os.environ), Path.cwd()
+        pool = Ray(cluster.address).open(Needs(0, 1, tmp_path_factory.mktemp("sweep")), None, 9)
+        assert mine == ([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], dict(os.environ), Path.cwd())
+        yield pool
+        pool.close()
+
+
+def node(pid: int) -> int:
+    """Of the process that Ray has started for a job: its machine's."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_ray_runs_jobs_on_all_machines_and_stop_lets_them_save(on_ray: Pool, tmp_path: Path) -> None:
+    assert on_ray.slots == 2
+    jobs = [on_ray.start(work(tmp_path / str(slot), "wait", OTHER="work"), slot) for slot in range(2)]
+    at = [told(tmp_path / str(slot)) for slot in range(2)]
+    assert len({node(a["above"]) for a in at}) == 2
+    assert [a["cwd"] for a in at] == [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert [(a["env"]["METARUN_TEST"], a["env"]["OTHER"]) for a in at] == [("the driver's", "work")] * 2
+    waits = on_ray.start(work(tmp_path / "2", "wait"), 2)
+    waits.stop()
+    assert code(waits) == 143
+    assert not (tmp_path / "2" / "started").exists()
+    jobs[0].stop()
+    assert code(jobs[0]) == 143
+    assert (tmp_path / "0" / "saved").exists()
+    # A Ray process that is killed ends its own job alone.
+    assert jobs[1].ended() is None
+    os.kill(at[1]["above"], signal.SIGKILL)
+    assert code(jobs[1]) == -signal.SIGKILL
+    assert "error: Ray has lost this job: WorkerCrashedError" in (tmp_path / "1" / "log.txt").read_text()
+    until(lambda: not runs(at[1]["pid"]))
+
+
+def test_ray_hands_exit_codes_on_and_kills_the_deaf(on_ray: Pool, tmp_path: Path) -> None:
+    jobs = [on_ray.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("exit3", "deaf"))]
+    assert code(jobs[0]) == 3
+    assert (tmp_path / "exit3" / "log.txt").read_text() == "said out\nsaid err\n"
+    missing = on_ray.start(Work((str(tmp_path / "no-such"),), {}, tmp_path, tmp_path / "log.txt"), 0)
+    pid = told(tmp_path / "deaf")["pid"]
+    jobs[1].kill()
+    assert code(jobs[1]) == -signal.SIGKILL
+    assert not runs(pid)
+    assert code(missing) == 127
+    assert "does it see" in (tmp_path / "log.txt").read_text()
+
+
+def test_ray_gives_out_parts_of_gpus(on_ray: Pool, tmp_path: Path) -> None:
+    pool = Ray(None).open(Needs(0.5, 1, tmp_path), None, 9)  # goes over the connection that there is
+    jobs = [pool.start(work(tmp_path / str(slot), "tell"), slot) for slot in range(2)]
+    assert [code(job) for job in jobs] == [0, 0]
+    assert [told(tmp_path / str(slot))["env"]["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0", "0"]
+    with pytest.raises(InputError, match="no machine of the Ray cluster has 1 cores and 2 GPUs"):
+        Ray(None).open(Needs(2, 1, tmp_path), None, 9)
+    with pytest.raises(InputError, match="no machine of the Ray cluster has 3 cores for a run"):
+        Ray(None).open(Needs(0, 3, tmp_path), None, 9)
+
+
+def test_a_machine_that_dies_ends_its_jobs_with_the_reason(on_ray: Pool, cluster: Any, tmp_path: Path) -> None:
+    jobs = [on_ray.start(work(tmp_path / str(slot), "wait"), slot) for slot in range(2)]
+    at = [told(tmp_path / str(slot)) for slot in range(2)]
+    [other] = cluster.worker_nodes
+    cluster.remove_node(other, allow_graceful=False)
+    until(lambda: any(job.ended() is not None for job in jobs))
+    [lost] = [slot for slot, job in enumerate(jobs) if job.ended() is not None]
+    assert jobs[lost].ended() == -signal.SIGKILL
+    assert "error: Ray has lost this job: " in (tmp_path / str(lost) / "log.txt").read_text()
+    until(lambda: not runs(at[lost]["pid"]))
+    assert jobs[1 - lost].ended() is None
+    on_ray.close()  # the last of Ray's tests: the job that is left saves
+    assert (tmp_path / str(1 - lost) / "saved").exists()
+    assert jobs[1 - lost].ended() == 143
