@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
 
 from metarun.config import Plan
 from metarun.device import allow_tf32
+from metarun.engine import stacked
 from metarun.engine.distributed import Ranks
-from metarun.engine.graph import Recorded, recordable
+from metarun.engine.graph import Recorded, RecordedTogether, recordable
 from metarun.engine.loop import Computed, computed
 from metarun.engine.state import TrainState
 from metarun.types import Sampler
@@ -27,6 +28,18 @@ def computing(
     if device.type != "cuda" or not plan.device.graph or ranks.count > 1 or not episodes.steady:
         return compute
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
+
+
+def computing_together(
+    plan: Plan, device: torch.device, states: Sequence[TrainState], steady: bool, say: Callable[[str], None]
+) -> stacked.Computed:
+    """The same of runs that are trained together, as the device's settings of one, `plan`, would have it; `steady`:
+    whether the episodes of all are."""
+    compute = with_tf32(stacked.computed) if plan.device.precision == "tf32" else stacked.computed
+    if device.type != "cuda" or not plan.device.graph or not steady:
+        return compute
+    able = all(recordable(state.optimizer, state.scheduler is not None) for state in states)
+    return RecordedTogether(compute, device, say) if able else compute
 
 
 def with_tf32(compute: Callable[P, T]) -> Callable[P, T]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from metarun import checkpoint, runs
 from metarun.build import networks
-from metarun.computing import with_tf32
+from metarun.computing import computing_together
 from metarun.config import Tree, lookup, read
 from metarun.engine.loop import tickets
-from metarun.engine.stacked import Member, computed, drawn, fit_together, gradients
+from metarun.engine.stacked import Member, drawn, fit_together, gradients, updated
 from metarun.engine.step import in_chunks
 from metarun.run import (
     HALTED,
@@ -166,14 +166,14 @@ def _train(going: Sequence[Going], ended: Callable[[int, int], None]) -> None:
         run.signals = signals
         of[run.member()] = run
     session, members = going[0].session, list(of)
-    step = with_tf32(computed) if session.plan.device.precision == "tf32" else computed
+    states, steady = [member.state for member in members], all(run.session.train.steady for run in going)
 
     def say(line: str) -> None:
         for run in of.values():
             run.account.say(line)
 
-    def compute(some: Sequence[Member]) -> list[dict[str, Tensor]]:
-        found = step(some, chunk, say)
+    def update(some: Sequence[Member]) -> list[dict[str, Tensor]]:
+        found = updated(some, chunk, say, compute)
         signals[:] = caught  # between two steps, so that all end after the same one and go on together
         return found
 
@@ -183,7 +183,8 @@ def _train(going: Sequence[Going], ended: Callable[[int, int], None]) -> None:
 
     with graceful() as caught:
         chunk = _portion(members, session, say)
-        fit_together(members, compute, over)
+        compute = computing_together(session.plan, session.device, states, steady, say)
+        fit_together(members, update, over)
 
 
 def _portion(members: Sequence[Member], session: Session, say: Callable[[str], None]) -> int | None:
@@ -195,7 +196,7 @@ def _portion(members: Sequence[Member], session: Session, say: Callable[[str], N
         return session.plan.device.chunk
     behind = min(state.step for state in states)
     first = [member for member in members if member.state.step == behind]
-    batch = drawn(first)
+    batch = drawn(first, behind * session.plan.train.meta_batch)
     axis = batch.ticket.dim() - 1
     of_one = EpisodeBatch(*(field[0] for field in batch.episode)) if axis else batch.episode
 

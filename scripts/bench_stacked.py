@@ -2,7 +2,7 @@
 
 5-way 1-shot with one query per class, a small meta-batch, conv4 (64 filters, strides, 28x28), Adam; each run has its
 own rates, and its own seed unless --same-seed. Episodes, gradient and outer update all count. In turns, in one process;
-medians. On a GPU the runs by themselves have their steps recorded and replayed, as they do in `metarun train`.
+medians. On a GPU steps are recorded and replayed, of both, as they are in `metarun train` and in a sweep.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from metarun import __version__
 from metarun.data.bank import ClassBank
 from metarun.device import describe, pick
 from metarun.engine.evaluate import Score
-from metarun.engine.graph import Recorded
+from metarun.engine.graph import Recorded, RecordedTogether
 from metarun.engine.loop import Computed, Course, meta_update, tickets
 from metarun.engine.loop import computed as computed_alone
 from metarun.engine.optim import make_optimizer
-from metarun.engine.stacked import Member, computed
+from metarun.engine.stacked import Member, computed, updated
 from metarun.engine.state import TrainState
 from metarun.files import write_atomic
 from metarun.measures import MEASURES
@@ -101,9 +101,11 @@ def alone(all_: list[Member], device: torch.device) -> Callable[[], None]:
     return steps
 
 
-def together(all_: list[Member]) -> Callable[[], None]:
+def together(all_: list[Member], device: torch.device) -> Callable[[], None]:
+    compute = RecordedTogether(computed, device, print) if device.type == "cuda" else computed
+
     def steps() -> None:
-        for run, metrics in zip(all_, computed(all_), strict=True):
+        for run, metrics in zip(all_, updated(all_, compute=compute), strict=True):
             run.state.add(metrics)
 
     return steps
@@ -112,7 +114,7 @@ def together(all_: list[Member]) -> Callable[[], None]:
 def compare(method: str, k: int, args: argparse.Namespace, device: torch.device) -> Figures:
     data = bank(device)
     ways = {name: members(method, k, data, args.tasks, args.same_seed) for name in ("together", "alone")}
-    steps = {"together": together(ways["together"]), "alone": alone(ways["alone"], device)}
+    steps = {"together": together(ways["together"], device), "alone": alone(ways["alone"], device)}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(args.warm + args.turns):
         for name, step in steps.items():

@@ -8,7 +8,7 @@ learning rate. What a step decides from Python numbers is in the recording as it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from metarun.counter import Number
+from metarun.engine import stacked
 from metarun.engine.loop import Computed
 from metarun.engine.state import TrainState
 from metarun.types import Algorithm, Net
@@ -65,9 +67,8 @@ class CudaGraph:
 
 @dataclass
 class Kind:
-    """Steps of one method and network."""
+    """Steps of one network and method."""
 
-    algorithm: Algorithm
     net: Net
     others: tuple[Any, ...]
     """what else they are computed from"""
@@ -77,11 +78,70 @@ class Kind:
     """what the recording puts out; None: there is none"""
 
 
-class Recorded:
-    """Takes a run's steps, the first few as they come, the others from a recording. Same weights, to the device's bits.
+class Replay:
+    """Takes steps, the first few as they come, the others from a recording. Same weights, to the device's bits.
 
     Where recording fails, steps are computed as they come: `say` tells why, once, and the run goes on.
     """
+
+    def __init__(
+        self, device: torch.device, say: Callable[[str], None], recording: Callable[[], Recording] = CudaGraph
+    ) -> None:
+        self._say, self._new = say, recording
+        self._kinds, self._failed = list[Kind](), False
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._rates: list[Tensor] = []
+
+    def take(
+        self,
+        net: Net,
+        others: tuple[Any, ...],
+        optimizers: Sequence[Optimizer],
+        first: int,
+        compute: Callable[[Number], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """`compute(first)`, where `first` is the number of the step's first episode, and `net` and `others` are what
+        else it is computed from. The optimizers are the same at every step."""
+        kind = self._kind(net, others)
+        kind.taken += 1
+        if kind.metrics is None and kind.taken > WARM and not self._failed and self._room():
+            self._record(kind, lambda: compute(self._first), optimizers)
+        if kind.metrics is None:
+            with on_device(optimizers):
+                return kind.recording.warm(lambda: compute(first))
+        self._first.fill_(first)
+        for rate, group in zip(self._rates, _groups(optimizers), strict=True):
+            rate.fill_(group["lr"])
+        kind.recording.replay()
+        return {name: value.clone() for name, value in kind.metrics.items()}
+
+    def _kind(self, net: Net, others: tuple[Any, ...]) -> Kind:
+        for kind in self._kinds:
+            if kind.net is net and kind.others == others:
+                return kind
+        # A method that is another at every step has as many kinds as steps: only the latest may yet be recorded.
+        self._kinds = [kind for kind in self._kinds if kind.metrics is not None or len(self._kinds) < 2 * MOST]
+        self._kinds.append(Kind(net, others, self._new()))
+        return self._kinds[-1]
+
+    def _room(self) -> bool:
+        return sum(kind.metrics is not None for kind in self._kinds) < MOST
+
+    def _record(self, kind: Kind, work: Body, optimizers: Sequence[Optimizer]) -> None:
+        if not self._rates:
+            rates = [float(group["lr"]) for group in _groups(optimizers)]
+            self._rates = list(torch.tensor(rates, device=self._first.device).unbind())
+        try:
+            with on_device(optimizers, self._rates):
+                kind.metrics = kind.recording.record(work)
+        except Exception as error:
+            self._failed = True
+            why = " ".join(str(error).split())[:120]
+            self._say(f"each step is computed as it comes, for none could be recorded: {why}")
+
+
+class Recorded:
+    """`compute` (as `metarun.engine.loop.computed`), recorded."""
 
     def __init__(
         self,
@@ -90,55 +150,38 @@ class Recorded:
         say: Callable[[str], None],
         recording: Callable[[], Recording] = CudaGraph,
     ) -> None:
-        self._compute, self._say, self._new = compute, say, recording
-        self._kinds, self._failed = list[Kind](), False
-        self._first = torch.zeros((), dtype=torch.int64, device=device)
-        self._rates: list[Tensor] = []
+        self._compute, self._replay = compute, Replay(device, say, recording)
 
     def __call__(
         self, algorithm: Algorithm, net: Net, state: TrainState, episodes: Any, settings: Any, first: int, *more: Any
     ) -> dict[str, Tensor]:
-        """As `metarun.engine.loop.computed`."""
-        kind = self._kind(algorithm, net, more)
-        kind.taken += 1
-        if kind.metrics is None and kind.taken > WARM and not self._failed and self._room():
-            self._record(
-                kind, lambda: self._compute(algorithm, net, state, episodes, settings, self._first, *more), state
-            )
-        if kind.metrics is None:
-            with on_device(state.optimizer):
-                return kind.recording.warm(
-                    lambda: self._compute(algorithm, net, state, episodes, settings, first, *more)
-                )
-        self._first.fill_(first)
-        for rate, group in zip(self._rates, state.optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
-        kind.recording.replay()
-        return {name: value.clone() for name, value in kind.metrics.items()}
+        def compute(first: Number) -> dict[str, Tensor]:
+            return self._compute(algorithm, net, state, episodes, settings, first, *more)
 
-    def _kind(self, algorithm: Algorithm, net: Net, others: tuple[Any, ...]) -> Kind:
-        for kind in self._kinds:
-            if kind.net is net and kind.algorithm == algorithm and kind.others == others:
-                return kind
-        # A method that is another at every step has as many kinds as steps: only the latest may yet be recorded.
-        self._kinds = [kind for kind in self._kinds if kind.metrics is not None or len(self._kinds) < 2 * MOST]
-        self._kinds.append(Kind(algorithm, net, others, self._new()))
-        return self._kinds[-1]
+        return self._replay.take(net, (algorithm, *more), [state.optimizer], first, compute)
 
-    def _room(self) -> bool:
-        return sum(kind.metrics is not None for kind in self._kinds) < MOST
 
-    def _record(self, kind: Kind, work: Body, state: TrainState) -> None:
-        if not self._rates:
-            rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-            self._rates = list(torch.tensor(rates, device=self._first.device).unbind())
-        try:
-            with on_device(state.optimizer, self._rates):
-                kind.metrics = kind.recording.record(work)
-        except Exception as error:
-            self._failed = True
-            why = " ".join(str(error).split())[:120]
-            self._say(f"each step is computed as it comes, for none could be recorded: {why}")
+class RecordedTogether:
+    """`compute` (as `metarun.engine.stacked.computed`), recorded; anew when there are other runs than before."""
+
+    def __init__(
+        self,
+        compute: stacked.Computed,
+        device: torch.device,
+        say: Callable[[str], None],
+        recording: Callable[[], Recording] = CudaGraph,
+    ) -> None:
+        self._compute, self._new = compute, lambda: Replay(device, say, recording)
+        self._members, self._replay = list[stacked.Member](), self._new()
+
+    def __call__(self, members: Sequence[stacked.Member], first: int, *more: Any) -> dict[str, Tensor]:
+        if self._members != list(members):
+            self._members, self._replay = list(members), self._new()  # what was recorded before is let go
+        net, methods = members[0].net_at(members[0].state.step), [member.now for member in members]
+        optimizers = [member.state.optimizer for member in members]
+        return self._replay.take(
+            net, (methods, *more), optimizers, first, lambda first: self._compute(members, first, *more)
+        )
 
 
 def recordable(optimizer: Optimizer, schedules: bool) -> bool:
@@ -149,12 +192,12 @@ def recordable(optimizer: Optimizer, schedules: bool) -> bool:
 
 
 @contextmanager
-def on_device(optimizer: Optimizer, rates: list[Tensor] | None = None) -> Iterator[None]:
-    """Lets the optimizer count its steps on the device meanwhile and, with `rates`, read its learning rates there.
+def on_device(optimizers: Sequence[Optimizer], rates: list[Tensor] | None = None) -> Iterator[None]:
+    """Lets the optimizers count their steps on the device meanwhile and, with `rates`, read their learning rates there.
 
-    Outside, its settings are those of any device, for a checkpoint to hold.
+    Outside, their settings are those of any device, for a checkpoint to hold.
     """
-    groups: list[dict[str, Any]] = optimizer.param_groups
+    groups = _groups(optimizers)
     before = [{name: group[name] for name in ("lr", "capturable", "fused") if name in group} for group in groups]
     try:
         for i, group in enumerate(groups):
@@ -162,10 +205,15 @@ def on_device(optimizer: Optimizer, rates: list[Tensor] | None = None) -> Iterat
                 group.update({name: True for name in ("capturable", "fused") if name in group})
             if rates is not None and "capturable" in group:
                 group["lr"] = rates[i]
-        for w, kept in optimizer.state.items():
-            if "step" in kept and kept["step"].device != w.device:  # of a run that is resumed
-                kept["step"] = kept["step"].to(w.device, torch.float32)
+        for optimizer in optimizers:
+            for w, kept in optimizer.state.items():
+                if "step" in kept and kept["step"].device != w.device:  # of a run that is resumed
+                    kept["step"] = kept["step"].to(w.device, torch.float32)
         yield
     finally:
         for group, settings in zip(groups, before, strict=True):
             group.update(settings)
+
+
+def _groups(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]

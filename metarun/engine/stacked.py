@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from metarun.counter import counted
+from metarun.counter import Number, counted
+from metarun.engine import loop
 from metarun.engine.eager import vmap
-from metarun.engine.loop import EPISODES, Course, meta_update
+from metarun.engine.loop import EPISODES, Course
 from metarun.engine.memory import NoMemory, in_portions
 from metarun.engine.state import TrainState
 from metarun.engine.step import GRADIENT, LOSSES, Ticketed, add_shares, in_chunks, move, task_loss
@@ -60,10 +62,10 @@ class Member:
 
 def fit_together(
     members: Sequence[Member],
-    compute: Callable[[Sequence[Member]], list[dict[str, Tensor]]],
+    update: Callable[[Sequence[Member]], list[dict[str, Tensor]]],
     ended: Callable[[Member, Exception | None], None],
 ) -> None:
-    """Trains all runs in place, each to the end of its own course. `compute` makes a step of some (see `computed`).
+    """Trains all runs in place, each to the end of its own course. `update` makes a step of some (see `updated`).
 
     Those that are behind others take their steps first. `ended` is called as soon as a run is over, with what it failed
     of, if it did; the others go on without it.
@@ -82,7 +84,7 @@ def fit_together(
         behind = min(member.state.step for member in going)
         now = [member for member in going if member.state.step == behind]
         try:
-            found = compute(now)
+            found = update(now)
         except Exception as e:
             for member in now:
                 over(member, e)
@@ -97,43 +99,63 @@ def fit_together(
                     over(member)
 
 
-def computed(
-    members: Sequence[Member], chunk: int | None = None, say: Callable[[str], None] = lambda line: None
+def updated(
+    members: Sequence[Member],
+    chunk: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    compute: Computed | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Moves all runs one meta-update on, from one and the same step; the mean metrics of each, still on the device.
+    """Moves all runs one meta-update on, from one and the same step; the mean metrics of each, still on the device."""
+    first = members[0].state.step * members[0].settings.meta_batch
+    found = (compute or computed)(members, first, chunk, say)
+    for member in members:
+        member.state.advance()
+    return [{name: value[i] for name, value in found.items()} for i in range(len(members))]
 
-    `chunk` tasks of each run at a time; see `metarun.engine.step.update`.
+
+def computed(
+    members: Sequence[Member], first: Number, chunk: int | None, say: Callable[[str], None]
+) -> dict[str, Tensor]:
+    """What the device does of a step of all runs; (runs,) mean metrics, still there.
+
+    `first` is the number of the meta-batch's first episode. `chunk` tasks of each run at a time; `say` is told where
+    they are more than the memory holds, as in `metarun.engine.step.update`.
     """
+    states = [member.state for member in members]
     if len(members) == 1:
         (one,) = members
         net = one.net_at(one.state.step)
-        parts = one.algorithm, net, one.state, one.episodes, one.settings, one.ticket, chunk
-        return [meta_update(*parts, say=say)]
-    states, batch = [member.state for member in members], drawn(members)
+        alone = loop.computed(one.now, net, one.state, one.episodes, one.settings, first, one.ticket, chunk, say=say)
+        return {name: value[None] for name, value in alone.items()}
+    batch = drawn(members, first)
 
-    def gradient(chunk: int | None) -> list[tuple[dict[str, Tensor], Meta]]:
+    def gradient(chunk: int | None) -> tuple[dict[str, Tensor], Meta]:
         for state in states:
             state.optimizer.zero_grad(set_to_none=True)
         return gradients(members, batch, chunk)
 
     try:
-        found = in_portions(gradient, states, members[0].algorithm, batch.ticket.shape[-1], chunk, say)
+        metrics, moments = in_portions(gradient, states, members[0].algorithm, batch.ticket.shape[-1], chunk, say)
     except NoMemory as e:
         raise NoMemory(f"{e}; or train fewer than {len(members)} runs together") from None
-    for member, (_, moments) in zip(members, found, strict=True):
-        move(member.state, moments, member.settings.clip, (member.settings.l1, member.settings.l2))
-        member.state.advance()
-    return [metrics for metrics, _ in found]
+    for i, member in enumerate(members):
+        settings, own = member.settings, {name: value[i] for name, value in moments.items()}
+        move(member.state, own, settings.clip, (settings.l1, settings.l2))
+    return metrics
 
 
-def drawn(members: Sequence[Member]) -> Ticketed:
-    """The tasks of the runs' next step: all have the axes (runs, tasks), or (tasks,) where all runs take the same."""
-    first, batch = members[0].state.step * members[0].settings.meta_batch, members[0].settings.meta_batch
+Computed = Callable[[Sequence[Member], Any, int | None, Callable[[str], None]], dict[str, Tensor]]
+"""`computed`, or what does the same in another way"""
+
+
+def drawn(members: Sequence[Member], first: Number) -> Ticketed:
+    """The tasks of the runs' step that begins with episode `first`: all have the axes (runs, tasks), or (tasks,) where
+    all runs take the same."""
     with record_function(EPISODES):
         sets: dict[int, EpisodeBatch] = {}
         for member in members:
             if id(member.episodes) not in sets:
-                sets[id(member.episodes)] = member.episodes(first, batch)
+                sets[id(member.episodes)] = member.episodes(first, member.settings.meta_batch)
         each = [sets[id(member.episodes)] for member in members]
         tasks, device = len(each[0].support_x), each[0].query_x.device
         if len({(id(member.episodes), member.ticket) for member in members}) == 1:
@@ -142,10 +164,9 @@ def drawn(members: Sequence[Member]) -> Ticketed:
         return Ticketed(EpisodeBatch(*map(torch.stack, zip(*each, strict=True))), tickets)
 
 
-def gradients(
-    members: Sequence[Member], batch: Ticketed, chunk: int | None = None
-) -> list[tuple[dict[str, Tensor], Meta]]:
-    """`metarun.engine.step.meta_gradient` of each run on its part of `batch` (see `drawn`), all at once."""
+def gradients(members: Sequence[Member], batch: Ticketed, chunk: int | None = None) -> tuple[dict[str, Tensor], Meta]:
+    """`metarun.engine.step.meta_gradient` of each run on its part of `batch` (see `drawn`), all at once; what it
+    returns has a leading axis of runs."""
     states = [member.state for member in members]
     net, weight = members[0].net_at(states[0].step), next(iter(states[0].meta.values()))
     algorithm, numbers = blended([member.now for member in members], weight.dtype, weight.device)
@@ -165,7 +186,7 @@ def gradients(
             (out.loss.sum() / tasks).backward()
         add_shares(metrics, out.metrics, tasks, axis=1)
         add_shares(moments, out.moments, tasks, axis=1)
-    return [({n: v[i] for n, v in metrics.items()}, {n: v[i] for n, v in moments.items()}) for i in range(len(states))]
+    return metrics, moments
 
 
 def stacked(metas: Sequence[Meta]) -> Meta:

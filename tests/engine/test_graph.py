@@ -16,10 +16,13 @@ from torch import Tensor
 
 from metarun.data.augment import Augment, Augmented
 from metarun.data.bank import ClassBank
-from metarun.engine.graph import MOST, WARM, Body, Recorded, on_device, recordable
-from metarun.engine.loop import computed, meta_update
+from metarun.engine import stacked
+from metarun.engine.evaluate import Score
+from metarun.engine.graph import MOST, WARM, Body, Recorded, RecordedTogether, on_device, recordable
+from metarun.engine.loop import Course, computed, meta_update
 from metarun.engine.optim import make_optimizer, make_scheduler
 from metarun.engine.state import TrainState
+from metarun.measures import MEASURES
 from metarun.models.conv4 import Conv4
 from metarun.settings import TrainSettings
 
@@ -35,13 +38,13 @@ class Again:
 
     def record(self, work: Body) -> dict[str, Tensor]:
         type(self).made += 1
-        self._work, self._out = work, {"loss": torch.full((), torch.nan), "accuracy": torch.full((), torch.nan)}
+        self._work, self._out = work, dict[str, Tensor]()
         return self._out
 
     def replay(self) -> None:
         type(self).replayed += 1
         for name, value in self._work().items():
-            self._out.setdefault(name, value).copy_(value)
+            self._out.setdefault(name, torch.empty_like(value)).copy_(value)
 
 
 def bank() -> ClassBank:
@@ -152,6 +155,59 @@ def test_a_step_reads_nothing_from_the_device_and_makes_nothing_on_another(name:
         float(metrics["loss"])
 
 
+def members(name: str, schedule: str = "cosine") -> list[stacked.Member]:
+    """Three runs, two of them of one seed."""
+    network, made, drawn = net(), make_algorithm(name), [episodes(), episodes()]
+    out = []
+    for i, seed in enumerate((0, 1, 0)):
+        course = Course(
+            fresh(name, schedule),
+            replace(SETTINGS, l2=0.01 * i),
+            measure=MEASURES["accuracy"],
+            checkpoint_every=100,
+            validate=lambda state: Score(0.5, 0.0, 2),
+            log=lambda row: None,
+            save=lambda which, state: None,
+            tick=lambda step: None,
+            stop=lambda: False,
+        )
+        method = replace(made, inner_lr=0.1 * (i + 1)) if hasattr(made, "inner_lr") else made
+        out.append(stacked.Member(course, method, lambda step: network, drawn[seed], 7 + seed))
+    return out
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet", "mamlpp", "reptile"])
+def test_replayed_runs_that_are_trained_together_are_the_same_runs(name: str) -> None:
+    """Also after one of them has ended: what was recorded of all three is then not what is done."""
+    plain, replayed = members(name), members(name)
+    recorded = RecordedTogether(stacked.computed, torch.device("cpu"), pytest.fail, Again)
+    before = Again.replayed
+    for step in range(SETTINGS.iterations):
+        which = slice(None) if step < 6 else slice(1, 3)
+        ours = stacked.updated(replayed[which], compute=recorded)
+        assert ours == stacked.updated(plain[which])
+    assert Again.replayed - before >= (4 if name != "mamlpp" else 0)
+    for mine, its in zip(replayed, plain, strict=True):
+        assert all(torch.equal(w, its.state.meta[key]) for key, w in mine.state.meta.items())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_step_of_many_runs_reads_nothing_from_the_device(name: str) -> None:
+    some = members(name, "constant")
+    plain = bank().batches(0, "train") if make_algorithm(name).supervised else bank().episodes(3, 1, 2, 0, "train")
+    plain(0, 1)
+    network = Conv4(item_shape=(1, 8, 8), outputs=plain.outputs, filters=4, blocks=2)
+    for i, member in enumerate(some):
+        drawn = make_algorithm(name).init(network, torch.Generator().manual_seed(0))
+        member.state.meta = {key: w.to("meta").requires_grad_() for key, w in drawn.items()}
+        member.state.optimizer = torch.optim.SGD(member.state.meta.values(), 0.1)
+        some[i] = replace(member, net_at=lambda step: network, episodes=without_numbers(plain))
+    first = torch.zeros((), dtype=torch.int64, device="meta")
+    metrics = stacked.computed(some, first, None, print)
+    assert {(value.device.type, value.shape) for value in metrics.values()} == {("meta", (3,))}
+    assert all(any(w.grad is not None for w in member.state.meta.values()) for member in some)
+
+
 def test_recordable_optimizers() -> None:
     for name in ("Adam", "AdamW", "RMSprop", "SGD"):
         assert recordable(fresh("maml", optimizer=name).optimizer, schedules=False), name
@@ -163,6 +219,6 @@ def test_recordable_optimizers() -> None:
 def test_an_optimizer_is_as_before_after_a_step_on_the_device() -> None:
     optimizer = fresh("maml").optimizer
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    with on_device(optimizer, [torch.tensor(0.5)]):
+    with on_device([optimizer], [torch.tensor(0.5)]):
         assert optimizer.param_groups[0]["lr"] == torch.tensor(0.5)
     assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before

@@ -27,7 +27,7 @@ from metarun.algorithms.maml import MAML
 from metarun.engine.evaluate import Score
 from metarun.engine.loop import Course, fit, tickets
 from metarun.engine.optim import make_optimizer, make_scheduler
-from metarun.engine.stacked import Member, computed, drawn, fit_together, gradients
+from metarun.engine.stacked import Member, drawn, fit_together, gradients, updated
 from metarun.engine.state import TrainState
 from metarun.engine.step import meta_gradient
 from metarun.measures import MEASURES
@@ -112,7 +112,7 @@ def together(runs: Sequence[Run], chunk: int | None = None) -> list[tuple[int, E
     over: list[tuple[int, Exception | None]] = []
     fit_together(
         members,
-        lambda some: computed(some, chunk),
+        lambda some: updated(some, chunk),
         lambda member, failure: over.append((members.index(member), failure)),
     )
     return over
@@ -170,14 +170,14 @@ def agree(name: str, net: Net, seeds: Sequence[int], kind: Callable[..., Episode
     sources = {seed: draws(seed, kind) for seed in seeds}
     runs = [Run(varied(name, i, **settings), net, sources[seed], seed) for i, seed in enumerate(seeds)]
     members = [run.member() for run in runs]
-    batch = drawn(members)
+    batch = drawn(members, 0)
     assert batch.ticket.dim() == (1 if len(set(seeds)) == 1 else 2)
     for chunk in (None, 1):
         for run in runs:
             run.state.optimizer.zero_grad()
-        found = gradients(members, batch, chunk)
+        told = gradients(members, batch, chunk)
         ours = [{n: w.grad for n, w in run.state.meta.items()} for run in runs]
-        for run, grads, (metrics, moments) in zip(runs, ours, found, strict=True):
+        for i, (run, grads) in enumerate(zip(runs, ours, strict=True)):
             run.state.optimizer.zero_grad()
             own = meta_gradient(
                 run.member().now, net, run.state.meta, run.episodes(0, 2), None, run.state.running, tickets(run.seed)
@@ -187,10 +187,10 @@ def agree(name: str, net: Net, seeds: Sequence[int], kind: Callable[..., Episode
                     assert grads[n] is None, n
                     continue
                 assert grads[n] is not None and float((grads[n] - w.grad).norm()) <= EXACT * float(w.grad.norm()), n
-            for theirs, mine in zip(own, (metrics, moments), strict=True):
-                assert theirs.keys() == mine.keys()
+            for theirs, of_all in zip(own, told, strict=True):
+                assert theirs.keys() == of_all.keys()
                 for n, value in theirs.items():
-                    assert gap(mine[n], value) < EXACT or torch.equal(mine[n], value), n
+                    assert gap(of_all[n][i], value) < EXACT or torch.equal(of_all[n][i], value), n
 
 
 def test_a_number_that_is_the_same_in_all_runs_stays_a_number() -> None:
@@ -330,7 +330,7 @@ def test_runs_that_are_behind_catch_up_with_the_others() -> None:
 
     def compute(some: Sequence[Member]) -> list[dict[str, Tensor]]:
         asked.append(tuple(members.index(member) for member in some))
-        return computed(some)
+        return updated(some)
 
     fit_together(members, compute, lambda member, failure: None)
     assert asked == [(1,), (1,), (1, 2), (1, 2), (0, 1, 2), (0, 1, 2)]
@@ -357,7 +357,7 @@ def test_where_the_memory_is_too_small_all_go_on_with_fewer_tasks(monkeypatch: p
 
     monkeypatch.setattr("metarun.engine.stacked.gradients", gradient)
     members = [run.member() for run in ours]
-    fit_together(members, lambda some: computed(some, None, said.append), lambda member, failure: None)
+    fit_together(members, lambda some: updated(some, None, said.append), lambda member, failure: None)
     assert tried[:4] == [None, 2, 1, 1]
     assert said[-1] == "step 0: not enough memory for 2 tasks at a time; going on with 1"
     for run, other in zip(ours, others, strict=True):
