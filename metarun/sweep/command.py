@@ -30,8 +30,8 @@ from metarun.schema import Complaints, checked
 from metarun.settings import DeviceSettings
 from metarun.sweep.composer import Composer
 from metarun.sweep.driver import Driver
-from metarun.sweep.ending import end
-from metarun.sweep.executor import Local, Needs, cores
+from metarun.sweep.ending import Outcome, end
+from metarun.sweep.executor import Executor, Local, Needs, cores
 from metarun.sweep.executor import executor as executor_of
 from metarun.sweep.search import Search, serves
 from metarun.sweep.settings import SweepSettings
@@ -88,49 +88,61 @@ def sweep(typed: Typed) -> int:
         raise InputError("\n".join(typed.unknown(key) for key in unknown))
     serves(settings, space, composer.conditional)
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
-    trees = _configs(composer)
-    tree = trees[0]
+    with executor.warmed() as executor:
+        return _checked(action, settings, executor, composer, typed)
+
+
+def _checked(action: str, settings: SweepSettings, executor: Executor, composer: Composer, typed: Typed) -> int:
+    """All that can be wrong is looked for, and then the search begins."""
+    space, trees = composer.space, _configs(composer)
+    tree, limit = trees[0], _limit(settings, composer)
     if settings.vectorize > 1:
         alike(tree)
-    limit = _limit(settings, composer)
     needs, threads = needs_of(tree, settings, limit, isinstance(executor, Local))
+    _prepared(trees)
+    goal, validations = _goal(trees, settings)
+    about = _about(settings, space, goal, tree)
+    folder = (runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, tree))).resolve()
+    if action == "rebuild":
+        return _rebuild(folder)
+    _same(folder, about)
+    search = Search(settings, space, goal, composer.groups, composer.there, validations)
+    typed.started()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def config_of(params: Params, seed: int) -> Tree:
+        made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
+        return fitted(made, threads, folder.name)
+
     workers = None if settings.workers == "auto" else settings.workers
-    with closing(executor.open(needs, workers, max(1, limit * settings.seeds))) as pool:
-        pool.get_ready()  # while what could be wrong is looked for
-        _prepared(trees)
-        goal, validations = _goal(trees, settings)
-        about = _about(settings, space, goal, tree)
-        folder = runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, tree))
-        if action == "rebuild":
-            return _rebuild(folder)
-        _same(folder, about)
-        search = Search(settings, space, goal, composer.groups, composer.there, validations)
-        typed.started()
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def config_of(params: Params, seed: int) -> Tree:
-            made = composer.tree(params, None if settings.seeds == 1 else tree["seed"] + seed)
-            return fitted(made, threads, folder.name)
-
-        with locked(folder), closing(opened(folder)) as study:
-            write_json(folder / ABOUT, about)
-            search.replay(study.events)
+    at_most = max(1, limit * settings.seeds)
+    with locked(folder), closing(opened(folder)) as study:
+        write_json(folder / ABOUT, about)
+        search.replay(study.events)
+        with closing(executor.open(replace(needs, folder=folder), workers, at_most)) as pool:
             seconds = None if settings.timeout is None else 60 * settings.timeout
             length = tree["train"]["iterations"]
             board = Board(folder / "log.txt", limit, pool.slots, goal, study.trials, length, seconds)
-            driver = Driver(folder.resolve(), settings, goal, limit, search, study, pool, board, config_of)
+            driver = Driver(folder, settings, goal, limit, search, study, pool, board, config_of)
             if settings.vectorize > 1:
                 driver.alike = alike
             with closing(board), run.graceful() as caught:
                 complaint = _searched(driver, board, seconds, caught)
                 if caught:
-                    board.say(f"stopped; type the same words to go on with {folder}")
+                    board.say(f"stopped; type the same words to go on with {_near(folder)}")
                     return GRACEFUL[caught[0]]
-                words, seeds, stop = composer.words, settings.seeds, lambda: bool(caught)
-                code = end(folder, study.trials, space, goal, words, seeds, typed.config_dir, pool, board.say, stop)
+                words, where = composer.words, _near(folder)
+                found = Outcome(where, study.trials, space, goal, words, settings.seeds, typed.config_dir)
+                code = end(found, pool, board.say, lambda: bool(caught))
                 if complaint is not None:
                     raise complaint
                 return GRACEFUL[caught[0]] if caught else code
+
+
+def _near(folder: Path) -> Path:
+    """As short as it can be typed from here."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _searched(driver: Driver, board: Board, seconds: float | None, caught: list[int]) -> TrainingError | None:

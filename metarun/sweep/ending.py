@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -18,28 +19,33 @@ EVAL = "eval.json"
 Say = Callable[[str], Any]
 
 
-def end(
-    folder: Path,
-    trials: list[Trial],
-    space: Space,
-    goal: Goal,
-    words: Sequence[str],
-    seeds: int,
-    config_dir: str | None,
-    pool: Pool,
-    say: Say,
-    stop: Callable[[], bool],
-) -> int:
-    """Writes and says all of it; 1 where no trial has been completed."""
-    best = ranked(trials, goal)
-    files = write_end(folder, trials, space, goal, words, say, seeds)
-    told = tested(folder, best[0], seeds, pool, stop) if best else []
-    show_end(folder, trials, space, goal, say, files, config_dir)
+@dataclass(frozen=True)
+class Outcome:
+    """A sweep that has come to its end. `words`: what all its runs share, as it was typed."""
+
+    folder: Path
+    trials: list[Trial]
+    space: Space
+    goal: Goal
+    words: Sequence[str]
+    seeds: int
+    config_dir: str | None
+
+    @property
+    def best(self) -> Trial | None:
+        return next(iter(ranked(self.trials, self.goal)), None)
+
+
+def end(of: Outcome, pool: Pool, say: Say, stop: Callable[[], bool]) -> int:
+    """Writes and says all there is to it; 1 where no trial has been completed."""
+    files = write_end(of.folder, of.trials, of.space, of.goal, of.words, say, of.seeds)
+    told = tested(of.folder, of.best, of.seeds, pool, stop) if of.best else []
+    show_end(of.folder, of.trials, of.space, of.goal, say, files, of.config_dir)
     for line in told:
         say(f"  {line}")
     if told:
         say("")
-    return 0 if best else 1
+    return 0 if of.best else 1
 
 
 def tested(folder: Path, best: Trial, seeds: int, pool: Pool, stop: Callable[[], bool]) -> list[str]:

@@ -6,8 +6,9 @@ import importlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -66,15 +67,15 @@ class Pool(Protocol):
         """Starts `work` in a slot that is free. A job that could not start has ended, with a line in its log."""
         ...
 
-    def get_ready(self) -> object:
-        """Begins what makes the first start quick. Never waits."""
-        ...
-
     def close(self) -> None: ...
 
 
 class Executor(Protocol):
     """Settings that say where to run."""
+
+    def warmed(self) -> AbstractContextManager[Executor]:
+        """The same, with what makes the first start quick begun. Never waits."""
+        ...
 
     def open(self, needs: Needs, workers: int | None, at_most: int) -> Pool:
         """A pool of `workers` slots (None: as many as there is room for), but never more than `at_most`.
@@ -122,29 +123,31 @@ def _waited(jobs: list[Job], patience: float) -> list[Job]:
 class Local:
     """This machine: each job is a process, which on GPUs sees those of its slot alone."""
 
+    nursery: Nursery | None = None
+
+    @contextmanager
+    def warmed(self) -> Iterator[Local]:
+        with closing(Nursery()) as nursery:
+            yield replace(self, nursery=nursery)
+
     def open(self, needs: Needs, workers: int | None, at_most: int) -> LocalPool:
-        return LocalPool(*room(needs, workers, at_most))
+        return LocalPool(*room(needs, workers, at_most), self.nursery)
 
 
 class LocalPool:
-    def __init__(self, slots: int, devices: list[str]) -> None:
-        self.slots, self._devices = slots, devices
+    def __init__(self, slots: int, devices: list[str], nursery: Nursery | None = None) -> None:
+        self.slots, self._devices, self._nursery = slots, devices, nursery
         self._jobs: dict[int, Job] = {}
-        self._nursery: Nursery | None = None
 
     def start(self, work: Work, slot: int) -> Job:
         mine = own(self._devices, slot)
         if Nursery.serves(work):
-            nursery = self.get_ready()
-            self._jobs[slot] = Born(nursery, nursery.start(work, mine))
+            if self._nursery is None or not self._nursery.lives:
+                self._nursery = Nursery()
+            self._jobs[slot] = Born(self._nursery, self._nursery.start(work, mine))
         else:
             self._jobs[slot] = Started(process.start(work, mine))
         return self._jobs[slot]
-
-    def get_ready(self) -> Nursery:
-        if self._nursery is None or not self._nursery.lives:
-            self._nursery = Nursery()
-        return self._nursery
 
     def close(self) -> None:
         close(self._jobs.values())

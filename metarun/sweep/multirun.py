@@ -50,7 +50,6 @@ def multirun(typed: Typed, folder: Path) -> int:
     settings = SweepSettings(sampler="grid", max_failures=None)
     needs, threads = needs_of(composer.tree(composer.samples()[0]), settings, len(each), True)
     with closing(Local().open(needs, None, len(each))) as pool:
-        pool.get_ready()
         typed.started()
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder), closing(opened(folder)) as study:
