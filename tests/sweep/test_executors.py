@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+import yaml
 
 from metarun.sweep import executor as executors
 from metarun.sweep import process, slurm
@@ -24,6 +25,7 @@ from metarun.sweep.trial import Work
 from metarun.types import InputError
 
 SCRIPT, FAKE = (Path(__file__).with_name(name) for name in ("job.py", "fake_slurm.py"))
+CONF = Path(__file__).parents[2] / "conf" / "sweep" / "executor"
 LONG = 60.0
 """seconds: nothing takes as long, on any machine"""
 
@@ -149,27 +151,30 @@ def test_closing_ends_the_deaf_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 DRIVER = """
 import sys, time
 from pathlib import Path
-sys.path[:0] = {paths}
-from test_executors import Local, Needs, work
-here = Path({here!r})
-pool = Local().open(Needs(0, 1, here), 2, 2)
-for slot in range(2):
-    pool.start(work(here / str(slot), "wait"), slot)
+sys.path.insert(0, {root!r})
+from metarun.sweep import process
+from metarun.sweep.trial import Work
+jobs = []
+for folder in map(Path, {folders}):
+    jobs.append(process.start(Work((sys.executable, "-S", {script!r}, "wait"), {{}}, folder, folder / "log.txt"), {{}}))
 time.sleep(600)
 """
 
 
 def test_jobs_end_when_their_driver_is_killed(tmp_path: Path) -> None:
     """Each has a pipe that only the driver holds the other end of: not the other jobs either."""
-    script = DRIVER.format(paths=[str(SCRIPT.parent), str(SCRIPT.parents[2])], here=str(tmp_path))
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    script = DRIVER.format(root=str(SCRIPT.parents[2]), folders=[*map(str, folders)], script=str(SCRIPT))
     driver = subprocess.Popen([sys.executable, "-c", script])
     try:
-        pids = [told(tmp_path / slot)["pid"] for slot in "01"]
+        pids = [told(folder)["pid"] for folder in folders]
     finally:
         driver.kill()
         driver.wait()
     until(lambda: not any(runs(pid) for pid in pids))
-    assert (tmp_path / "0" / "alone").exists() and (tmp_path / "1" / "alone").exists()
+    assert all((folder / "alone").exists() for folder in folders)
 
 
 # slots
@@ -254,6 +259,13 @@ def test_an_executor_is_chosen_by_name() -> None:
         executors.executor(None)
 
 
+@pytest.mark.parametrize("name, settings", [("local", Local()), ("slurm", Slurm()), ("ray", Ray())])
+def test_what_conf_says_are_the_defaults(name: str, settings: Any) -> None:
+    said = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert executors.executor(said) == settings
+    assert said == {"name": name, **vars(settings)}
+
+
 # what schedulers are given to do
 
 
@@ -291,20 +303,24 @@ def test_a_scheduler_that_signals_all_processes_does_so_once(tmp_path: Path) -> 
 
 
 def test_files_stop_and_kill(tmp_path: Path) -> None:
-    for name, what, says in (("stop", "wait", 143), ("kill", "deaf", 256 - 9), ("silent", "wait", 143)):
+    tasks = {}
+    for name, what in (("stop", "wait"), ("kill", "deaf"), ("silent", "wait")):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "driver").write_text("1")
         patience = 1 if name == "silent" else LONG
         ways = f"kill=Path('{folder}/kill'), driver=Path('{folder}/driver'), patience={patience}"
-        task = attended(folder, what, ways, "task")
-        told(folder)
-        if name == "kill":
-            (folder / "kill").touch()
-        elif name == "stop":
-            (folder / "driver").unlink()
-        assert task.wait(LONG) == says
-        assert (folder / "saved").exists() == (what == "wait")
+        tasks[name] = attended(folder, what, ways, "task")
+    for name in tasks:
+        told(tmp_path / name)
+    (tmp_path / "stop" / "driver").unlink()
+    (tmp_path / "kill" / "kill").touch()
+    assert {name: task.wait(LONG) for name, task in tasks.items()} == {"stop": 143, "kill": 256 - 9, "silent": 143}
+    assert {name: (tmp_path / name / "saved").exists() for name in tasks} == {
+        "stop": True,
+        "kill": False,
+        "silent": True,
+    }
 
 
 def test_a_driver_is_alive_while_it_says_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,19 +363,18 @@ def test_exit_codes_pass_through(tmp_path: Path) -> None:
 
 
 def test_submitit_runs_stops_and_kills_on_this_machine(tmp_path: Path) -> None:
-    pool = Slurm("local", more={"account": "me"}).open(cpu(tmp_path), 4, 9)
-    whats = ("exit3", "wait", "deaf", "wait")
-    jobs = [pool.start(work(tmp_path / str(slot), what), slot) for slot, what in enumerate(whats)]
-    pids = [told(tmp_path / str(slot))["pid"] for slot in (1, 2, 3)]
-    jobs[1].stop()
+    pool = Slurm("local", more={"account": "me"}).open(cpu(tmp_path), 3, 9)
+    jobs = [pool.start(work(tmp_path / what, what), slot) for slot, what in enumerate(("exit3", "wait", "deaf"))]
+    pids = [told(tmp_path / what)["pid"] for what in ("wait", "deaf")]
     jobs[2].stop()
     jobs[2].kill()
-    assert [code(job) for job in jobs[:3]] == [3, 143, -signal.SIGKILL]
-    assert (tmp_path / "0" / "log.txt").read_text() == "said out\nsaid err\n"
-    assert jobs[3].ended() is None
+    assert code(jobs[0]) == 3
+    assert code(jobs[2]) == -signal.SIGKILL
+    assert (tmp_path / "exit3" / "log.txt").read_text() == "said out\nsaid err\n"
+    assert jobs[1].ended() is None
     pool.close()
-    assert jobs[3].ended() == 143
-    assert (tmp_path / "1" / "saved").exists() and (tmp_path / "3" / "saved").exists()
+    assert jobs[1].ended() == 143
+    assert (tmp_path / "wait" / "saved").exists()
     assert not any(runs(pid) for pid in pids)
     assert not (tmp_path / "slurm").exists()  # no pickle is left
 
@@ -469,6 +484,7 @@ def cluster() -> Iterator[Any]:
 
     handler = signal.getsignal(signal.SIGTERM)
     machine = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    machine |= {"include_log_monitor": False, "no_monitor": True}  # which take seconds to start
     cluster = Cluster(initialize_head=True, head_node_args=machine)
     cluster.add_node(**machine)
     yield cluster
