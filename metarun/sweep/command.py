@@ -39,6 +39,7 @@ from metarun.sweep.space import count, holds, option, shown, split, values
 from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
 from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
+from metarun.sweep.words import near
 from metarun.together import alike
 from metarun.types import InputError, TrainingError
 
@@ -129,20 +130,14 @@ def _checked(action: str, settings: SweepSettings, executor: Executor, composer:
             with closing(board), run.graceful() as caught:
                 complaint = _searched(driver, board, seconds, caught)
                 if caught:
-                    board.say(f"stopped; type the same words to go on with {_near(folder)}")
+                    board.say(f"stopped; type the same words to go on with {near(folder)}")
                     return GRACEFUL[caught[0]]
-                words, where = composer.words, _near(folder)
+                words, where = composer.words, near(folder)
                 found = Outcome(where, study.trials, space, goal, words, settings.seeds, typed.config_dir)
                 code = end(found, pool, board.say, lambda: bool(caught))
                 if complaint is not None:
                     raise complaint
                 return GRACEFUL[caught[0]] if caught else code
-
-
-def _near(folder: Path) -> Path:
-    """As short as it can be typed from here."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _searched(driver: Driver, board: Board, seconds: float | None, caught: list[int]) -> TrainingError | None:

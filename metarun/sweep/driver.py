@@ -58,7 +58,9 @@ class Run:
     alike: Hashable = None
     """what other runs must have in common with it to share its process"""
     lives: int = 0
-    """how often it was taken up again"""
+    """how often it was taken up again without having got on"""
+    saved: int = 0
+    """when its checkpoint was written, as far as is known"""
     read: int = 0
     """bytes of its rows that were read"""
     began: float = 0.0
@@ -171,8 +173,7 @@ class Driver:
             folders = [run.folder for run in together]
             work = Work(self.command(folders), {}, Path.cwd(), folders[0] / LOG)
             for run in together:
-                run.began = monotonic()
-                run.read = 0
+                run.began, run.read, run.saved = monotonic(), 0, _saved(run.folder)
             self.places[slot] = Place(slot, self.pool.start(work, slot), together)
             for run in together:
                 self.listener.started(run.trial, slot, self._what(run))
@@ -242,6 +243,8 @@ class Driver:
 
     def _lost(self, run: Run, code: int) -> None:
         """Its process has ended, and it does not say how it went: killed from outside, or crashed."""
+        if (now := _saved(run.folder)) != run.saved:
+            run.lives, run.saved = 0, now  # it got on: a queue may end it as often as its time is up
         if run.lives < self.settings.retries and (code < 0 or code >= 128):
             run.lives += 1
             self.waiting.appendleft(run)
@@ -295,3 +298,11 @@ def _last_words(path: Path) -> str:
     except OSError:
         return ""
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+
+def _saved(folder: Path) -> int:
+    """When the checkpoint of a run was written; 0 where there is none."""
+    try:
+        return (folder / "checkpoints" / "last.pt").stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -19,6 +19,7 @@ from metarun.sweep.space import count, grid, split
 from metarun.sweep.study import ABOUT, Study, locked, opened, read_json, write_json
 from metarun.sweep.table import Board
 from metarun.sweep.trial import COMPLETE, FAILED, Params, Trial
+from metarun.sweep.words import near
 from metarun.sweep.words import settings as told
 from metarun.types import InputError
 
@@ -71,8 +72,8 @@ def multirun(typed: Typed, folder: Path) -> int:
                 if caught:
                     for trial in study.trials:
                         if (place := folder / str(trial.number)) and (place / runs.CONFIG).exists():
-                            board.say(f"stopped; go on with: metarun train resume={place}")
-                    board.say(f"or with all of them: the same words and hydra.sweep.dir={folder}")
+                            board.say(f"stopped; go on with: metarun train resume={near(place)}")
+                    board.say(f"or with all of them: the same words and hydra.sweep.dir={near(folder)}")
                     return GRACEFUL[caught[0]]
                 _show(study, folder, board)
     return _failures(study, driver.codes, folder)
@@ -93,7 +94,7 @@ def _show(study: Study, folder: Path, board: Board) -> None:
         if trial.state == COMPLETE:
             found = read_json(folder / str(trial.number) / "eval.json") or {}
             board.say(f"  {_number(found):<18} {told(trial.params)}")
-            board.say(f"  {'':<18} {folder / str(trial.number)}")
+            board.say(f"  {'':<18} {near(folder) / str(trial.number)}")
     board.say("")
 
 

@@ -61,6 +61,7 @@ class Board:
         limit: float | None = None,
     ) -> None:
         self._voice = Voice(log)
+        self._noun = "run" if goal is None else "trial"
         self._total, self._slots, self._goal, self._iterations, self._limit = total, slots, goal, iterations, limit
         self._running: dict[int, _Running] = {}
         self._jobs: dict[int, list[int]] = {}  # slot -> the trials in it, of which it may hold several at once
@@ -87,7 +88,7 @@ class Board:
         self._jobs.setdefault(slot, []).append(trial.number)
         if not trial.params.keys() <= self._short.keys():
             self._short = short_names([*self._short, *trial.params])
-        self._event(f"trial {trial.number}: {what}  {settings(trial.params)}".rstrip())
+        self._event(f"{self._noun} {trial.number}: {what}  {settings(trial.params)}".rstrip())
 
     def reported(self, trial: Trial, step: int, value: float) -> None:
         """Of a trial that runs: the metric of a validation."""
@@ -111,7 +112,7 @@ class Board:
             self._spent.append(running.spent)
         self._recent.append((trial, trial.seconds or (self._mark - running.since if running else 0.0)))
         self._count(trial)
-        self._event(f"trial {trial.number}{self._became(trial)}")
+        self._event(f"{self._noun} {trial.number}{self._became(trial)}")
 
     def say(self, line: str) -> None:
         """Anything else."""
@@ -245,7 +246,9 @@ class Board:
             return summary[:height]
         rows = [self._running_row(each) for each in running]
         rows += [self._ended_row(trial, seconds) for trial, seconds in ended]
-        lines = _columns([("trial", "settings", "step", self._goal.name if self._goal else "", "time"), *rows], width)
+        lines = _columns(
+            [(self._noun, "settings", "step", self._goal.name if self._goal else "", "time"), *rows], width
+        )
         styles = ["bold", *[""] * len(running), *map(self._style, ended)]
         told = list(zip(lines, styles, strict=True))
         told[len(running) + 1 : len(running) + 1] = [(f"         and {more} more that run", "")] * bool(more)

@@ -71,6 +71,6 @@ def sweep(space: dict[str, Dimension], count: int, seeds: int = 1, seed: int = 0
             trial.state = PRUNED
             trial.reports.pop(300)
         else:
-            trial.state, trial.value, trial.values = COMPLETE, sum(values) / seeds, values
+            trial.state, trial.value, trial.measured = COMPLETE, sum(values) / seeds, dict(enumerate(values))
         trials.append(trial)
     return trials

@@ -118,10 +118,10 @@ def test_without_a_goal_trials_only_start_and_end(log: Path, capsys: pytest.Capt
     end(board, first, COMPLETE)
     end(board, second, FAILED, reason="exit code 1")
     assert capsys.readouterr().out.splitlines() == [
-        "trial 0: started  algo=maml",
-        "trial 1: started  algo=protonet",
-        "trial 0: done",
-        "trial 1: failed: exit code 1",
+        "run 0: started  algo=maml",
+        "run 1: started  algo=protonet",
+        "run 0: done",
+        "run 1: failed: exit code 1",
     ]
     told = "\n".join(picture(board))
     assert "1 done, 1 failed, 1 left" in told

@@ -55,7 +55,7 @@ def test_the_best_come_first() -> None:
 
 
 def test_seeds_have_a_spread() -> None:
-    trial = Trial(0, {"train.lr": 0.1}, COMPLETE, 0.9, [0.88, 0.92])
+    trial = Trial(0, {"train.lr": 0.1}, COMPLETE, 0.9, {0: 0.88, 1: 0.92})
     assert leaderboard([trial], {"train.lr": Interval(0, 1)}, ACCURACY)[0]["sd"] == "2.83 %"
 
 
