@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -128,14 +129,14 @@ def carry_on_together(folders: Sequence[Path], watches: Sequence[Watch], ended: 
         for i, (folder, watch) in enumerate(zip(folders, watches, strict=True)):
             try:
                 begun = _begun(i, folder, watch, once)
-                if begun is None:
-                    ended(i, carry_on(folder, watch))
-                    continue
+                code = carry_on(folder, watch) if begun is None else 0
             except (InputError, TrainingError, OSError) as e:
-                ended(i, _failed(e, lambda line, folder=folder: _note(folder, line)))
-                continue
-            all_open.callback(begun.open.close)
-            going.append(begun)
+                begun, code = None, _failed(e, partial(_note, folder))
+            if begun is None:
+                ended(i, code)
+            else:
+                all_open.callback(begun.open.close)
+                going.append(begun)
         if going:
             _train(going, ended)
 
@@ -182,7 +183,12 @@ def _train(going: Sequence[Going], ended: Callable[[int, int], None]) -> None:
         ended(run.number, run.over(member.course.finished is True, failure))
 
     with graceful() as caught:
-        chunk = _portion(members, session, say)
+        try:
+            chunk = _portion(members, session, say)
+        except Exception as e:  # none of their steps can be taken
+            for member in members:
+                over(member, e)
+            return
         compute = computing_together(session.plan, session.device, states, steady, say)
         fit_together(members, update, over)
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from commandline import TINY, only_run, typed
 
 from metarun import checkpoint, config, runs
+from metarun.algorithms.maml import MAML
 from metarun.data.glyphs import Glyphs
 from metarun.run import HALTED, Watch, carry_on
 from metarun.together import alike, carry_on_together
-from metarun.types import InputError
+from metarun.types import REGISTRY, InputError, setting
 
 Tree = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -307,6 +309,33 @@ def test_a_number_that_may_be_left_out_must_be_there_in_all(base: Tree) -> None:
         for scale in (None, 5.0, 7.0)
     ]
     assert alike(protonet[0]) != alike(protonet[1]) == alike(protonet[2])
+
+
+@dataclass(frozen=True)
+class Choosy(MAML):
+    """Decides by numbers in Python, and says so of one of them."""
+
+    said: float = setting(0.5, apart=True)
+    unsaid: float = setting(0.5)
+
+    def loss(self, net: Any, meta: Any, episode: Any) -> Any:
+        out = super().loss(net, meta, episode)
+        return out if self.said < self.unsaid else out._replace(loss=2 * out.loss)
+
+
+def test_a_method_may_keep_a_number_to_itself(base: Tree, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY["algo"], "choosy", Choosy)
+
+    def choosy(**settings: float) -> Tree:
+        return config.whole(tree_with(base) | {"algo": {"name": "choosy", **settings}})
+
+    assert alike(choosy(said=0.1)) != alike(choosy(said=0.2))
+    assert alike(choosy(unsaid=0.1)) == alike(choosy(unsaid=0.2))
+    ours = folders("ours", [choosy(unsaid=0.1), choosy(unsaid=0.2)])
+    assert together(ours) == [(0, 1), (1, 1)]
+    for folder in ours:
+        log = (folder / "log.txt").read_text()
+        assert "error: runs with other values of algo.unsaid cannot be trained together" in log
 
 
 def test_runs_of_many_processes_are_refused(base: Tree) -> None:

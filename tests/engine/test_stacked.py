@@ -12,7 +12,9 @@ from contract.small import (
     ALGORITHMS,
     CONV4,
     MLP,
+    MODELS,
     REGRESSORS,
+    Model,
     fits,
     gap,
     make_algorithm,
@@ -20,6 +22,7 @@ from contract.small import (
     make_meta,
     make_net,
     make_regression,
+    model_id,
 )
 from torch import Tensor
 
@@ -161,6 +164,20 @@ def test_so_it_is_with_other_settings(name: str, settings: dict[str, Any]) -> No
     agree(name, make_net(MLP), (0, 1, 2), make_episodes, **settings)
 
 
+@pytest.mark.parametrize("model", MODELS, ids=model_id)
+def test_so_it_is_with_every_model(model: Model) -> None:
+    agree("maml", make_net(model), (0, 1, 2), make_episodes)
+
+
+def test_so_it_is_where_inner_steps_are_taken_again_for_their_gradient() -> None:
+    """With rates that are the same: such a step may read no tensor of a method's settings."""
+    model, settings = MLP
+    net = make_net((model, settings | {"dropout": 0.3}))
+    for method in ("maml", "mamlpp"):
+        again = make_algorithm(method).recomputing()
+        agreed([Run(again, net, draws(seed), seed) for seed in (0, 1, 2)])
+
+
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_so_it_is_in_regression(name: str) -> None:
     agree(name, make_net(MLP), (0, 1, 2), make_regression)
@@ -168,10 +185,13 @@ def test_so_it_is_in_regression(name: str) -> None:
 
 def agree(name: str, net: Net, seeds: Sequence[int], kind: Callable[..., EpisodeBatch], **settings: Any) -> None:
     sources = {seed: draws(seed, kind) for seed in seeds}
-    runs = [Run(varied(name, i, **settings), net, sources[seed], seed) for i, seed in enumerate(seeds)]
-    members = [run.member() for run in runs]
+    agreed([Run(varied(name, i, **settings), net, sources[seed], seed) for i, seed in enumerate(seeds)])
+
+
+def agreed(runs: Sequence[Run]) -> None:
+    members, net = [run.member() for run in runs], runs[0].net
     batch = drawn(members, 0)
-    assert batch.ticket.dim() == (1 if len(set(seeds)) == 1 else 2)
+    assert batch.ticket.dim() == (1 if len({run.seed for run in runs}) == 1 else 2)
     for chunk in (None, 1):
         for run in runs:
             run.state.optimizer.zero_grad()
