@@ -155,7 +155,10 @@ class Net(Protocol):
 
 
 class Algorithm(ABC):
-    """A meta-learning method: a frozen dataclass whose fields are its hyperparameters and its config schema."""
+    """A meta-learning method: a frozen dataclass whose fields are its hyperparameters and its config schema.
+
+    In `loss` those that are real numbers may be () tensors (see `setting`).
+    """
 
     eval_steps: int = 0
     """inner updates at test time; 0 for a method that takes none"""
@@ -361,7 +364,7 @@ class Limits:
 
 
 def setting(default: Any, **limits: Any) -> Any:
-    """A dataclass field that config may set, with its limits (the fields of `Limits`)."""
+    """A dataclass field that config may set, with its limits and what else is to be known of it (see `Limits`)."""
     metadata = {Limits.key: Limits(**limits)}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: copy(default), metadata=metadata)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from commandline import TINY, only_run, typed
 
-from metarun import checkpoint, config, runs
+from metarun import checkpoint, config, run, runs
 from metarun.algorithms.maml import MAML
 from metarun.data.glyphs import Glyphs
 from metarun.run import HALTED, Watch, carry_on
@@ -236,6 +236,28 @@ def test_each_seed_chooses_its_own_classes(base: Tree, folders: Any) -> None:
         same(mine, its)
     data = [json.loads((folder / "environment.json").read_text())["sessions"][0]["data"] for folder in ours]
     assert data[0]["train"] != data[1]["train"] and data[0]["val"] == data[1]["val"]
+
+
+def test_what_the_memory_holds_is_measured_with_all(
+    trees: list[Tree], folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def at_a_time(gradient: Callable[[int], None], tasks: int, *more: Any) -> int:
+        gradient(tasks)
+        measured.append(tasks)
+        return 1
+
+    ours, alone = folders("ours", trees), folders("alone", trees)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "at_a_time", at_a_time)
+        assert together(ours) == [(0, 0), (1, 0), (2, 0)]
+    assert measured == [2]
+    for mine, its in zip(ours, alone, strict=True):
+        assert "the memory holds 1 of 2 tasks at a time" in (mine / "log.txt").read_text()
+        assert checkpoint.load(mine / "checkpoints" / "last.pt")["chunk"] == 1
+        carry_on(its, QUIET)
+        same(mine, its)
 
 
 def test_runs_with_nothing_to_train_are_taken_one_by_one(base: Tree, folders: Any) -> None:

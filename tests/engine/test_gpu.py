@@ -8,9 +8,16 @@ import torch
 from metarun.algorithms.maml import MAML
 from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
+from metarun.device import allow_tf32
+from metarun.engine import stacked
+from metarun.engine.evaluate import Score
+from metarun.engine.graph import RecordedTogether
+from metarun.engine.loop import Course
 from metarun.engine.state import TrainState
 from metarun.engine.step import meta_gradient, train_step
+from metarun.measures import MEASURES
 from metarun.models.conv4 import Conv4
+from metarun.settings import TrainSettings
 from metarun.types import EpisodeBatch
 
 pytestmark = pytest.mark.gpu
@@ -52,3 +59,52 @@ def test_a_step_does_not_wait_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert state.count == 3
+
+
+def members() -> list[stacked.Member]:
+    """Three runs with rates of their own, two of them on the same episodes."""
+    net, draws = Conv4(item_shape=(1, 28, 28), outputs=5, filters=8), [sampler("cuda"), sampler("cuda")]
+    out = []
+    for i, seed in enumerate((0, 1, 0)):
+        algorithm = MAML(inner_lr=0.1 * (i + 1))
+        drawn = algorithm.init(net, torch.Generator().manual_seed(i))
+        meta = {name: w.cuda().requires_grad_() for name, w in drawn.items()}
+        course = Course(
+            TrainState(meta, torch.optim.SGD(meta.values(), 0.01)),
+            TrainSettings(iterations=20, meta_batch=4, clip=1.0 + i),
+            measure=MEASURES["accuracy"],
+            checkpoint_every=100,
+            validate=lambda state: Score(0.5, 0.0, 2),
+            log=lambda row: None,
+            save=lambda which, state: None,
+            tick=lambda step: None,
+            stop=lambda: False,
+        )
+        out.append(stacked.Member(course, algorithm, lambda step: net, draws[seed], 7 + seed))
+    return out
+
+
+def test_recorded_steps_of_runs_that_are_trained_together_are_those_of_each_alone() -> None:
+    allow_tf32(False)
+    alone, plain, recorded = members(), members(), members()
+    replayed = RecordedTogether(stacked.computed, torch.device("cuda"), pytest.fail)
+    for _ in range(8):
+        for member in alone:
+            stacked.updated([member])
+        stacked.updated(plain)
+        stacked.updated(recorded, compute=replayed)
+    for one, *others in zip(alone, plain, recorded, strict=True):
+        for other in others:
+            for name, w in one.state.meta.items():
+                assert torch.allclose(other.state.meta[name], w, atol=1e-4), name
+
+
+def test_a_step_of_many_runs_does_not_wait_for_the_device() -> None:
+    some = members()
+    stacked.updated(some)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            stacked.updated(some)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
