@@ -282,3 +282,40 @@ def test_a_damaged_study_is_made_anew_from_its_runs(searched: tuple[Path, Said],
         file.write('{"reported": 4, "st')  # a kill in the middle of a line
     assert typed(tmp_path, "sweep", *words).code == 0
     assert ended(sweep) == results
+
+
+def test_alike_trials_share_a_process_and_each_has_all_that_it_would_have_alone(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    space = ["train.lr=tag(log,interval(1e-3,1e-1))", "algo.inner_lr=interval(0.1,1)", "algo.inner_steps=1,2"]
+    words = [*TINY, *space, "algo=maml", "sweep=random", "sweep.trials=4", "sweep.workers=1"]
+    assert metarun("sweep", *words, "sweep.name=alone").code == 0
+    assert metarun("sweep", *words, "sweep.name=together", "sweep.vectorize=4").code == 0
+    alone, together = (tmp_path / "outputs" / "sweep" / name for name in ("alone", "together"))
+    assert asked(alone) == asked(together)
+    processes = {number: (together / str(number) / "work.log").exists() for number in range(4)}
+    assert sum(processes.values()) == len({params["algo.inner_steps"] for params in asked(together)})
+    for number in range(4):
+        one, other = rows(alone / str(number)), rows(together / str(number))
+        assert [(row["step"], row["split"]) for row in one] == [(row["step"], row["split"]) for row in other]
+        losses = [[row["loss"] for row in each if "loss" in row] for each in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert {"config.yaml", "log.txt", "checkpoints/best.pt", "result.json"} < files(together / str(number))
+
+
+def test_a_run_that_is_killed_is_taken_up_again_unless_that_is_not_wanted(tmp_path: Path) -> None:
+    words = [*LONG, "train.iterations=400", "train.lr=1e-3,1e-2", "sweep=grid", "sweep.workers=1"]
+    for name, retries in (("again", 1), ("never", 0)):
+        sweep = tmp_path / "outputs" / "sweep" / name
+        with going(tmp_path, *words, f"sweep.name={name}", f"sweep.retries={retries}", "sweep.trials=1") as process:
+            wait((sweep / "0" / "checkpoints" / "last.pt").exists)
+            for pid in sorted(processes(tmp_path))[1:]:  # the first has the others
+                os.kill(pid, signal.SIGKILL)
+            out, err = process.communicate(timeout=120)
+        end = ended(sweep)[0]
+        if retries:
+            assert (process.returncode, end["state"]) == (0, COMPLETE), err
+            assert "trial 0: goes on" in out and "resumed at step" in (sweep / "0" / "log.txt").read_text()
+        else:
+            assert (process.returncode, end["state"]) == (1, FAILED), out
+            assert "was ended by signal 9" in end["reason"]
