@@ -145,10 +145,13 @@ def _searched(driver: Driver, board: Board, seconds: float | None, caught: list[
     until = None if seconds is None else monotonic() + seconds
     try:
         over = driver.drive(lambda: bool(caught) or (until is not None and monotonic() > until))
+        if not over and not caught:
+            board.say("sweep.timeout is over; with more of it the same words go on")
     except TrainingError as e:
         return e
-    if not over and not caught:
-        board.say("stopped, for sweep.timeout is over; with more of it the same words go on")
+    finally:
+        driver.rest()
+        board.finish()
     return None
 
 
@@ -325,23 +328,28 @@ def _rebuild(folder: Path) -> int:
 
 
 def needs_of(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tuple[Needs, int | None]:
-    """What each run needs, and the threads that it is to be given where its config leaves that open."""
+    """What each run needs, and the threads that it is to be given where its config leaves that open.
+
+    `here`: runs are on this machine; another one has the device that is asked for, and we cannot see how many.
+    """
+    import torch
+
     device = DeviceSettings(**tree["device"])
-    on_gpu = pick(device).type == "cuda" if here or device.kind != "cuda" else True
-    ranks = device.processes if isinstance(device.processes, int) else 1
-    room = cores() if here else ranks
+    on_gpu = pick(device).type == "cuda" if here else device.kind != "cpu"
+    room = cores() if here else 1
+    gpus = max(1, torch.cuda.device_count()) if here and on_gpu else 1
+    ranks = device.processes if isinstance(device.processes, int) else gpus if on_gpu else room
     if settings.workers != "auto":
         slots = settings.workers
     elif on_gpu:
-        import torch
-
-        slots = max(1, torch.cuda.device_count()) * settings.per_gpu
+        slots = gpus * settings.per_gpu // ranks
     else:
         free = free_bytes(pick(device)) if here else None
-        slots = min(room, room if free is None else max(1, int(free // MEMORY)))
-    threads = device.threads or max(1, room // max(1, min(slots, limit * settings.seeds) * ranks))
-    gpus = (ranks if ranks > 1 else 1 / settings.per_gpu) if on_gpu else 0
-    return Needs(gpus, threads * ranks, runs.OUTPUTS.resolve()), threads if device.threads is None else None
+        slots = room // ranks if free is None else min(room // ranks, int(free // MEMORY))
+    slots = max(1, min(slots, limit * settings.seeds))
+    threads = device.threads or max(1, room // (slots * ranks))
+    share = (ranks if ranks > 1 else 1 / settings.per_gpu) if on_gpu else 0
+    return Needs(share, threads * ranks, runs.OUTPUTS.resolve()), threads if device.threads is None else None
 
 
 def fitted(tree: Tree, threads: int | None, group: str | None) -> Tree:

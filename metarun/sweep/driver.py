@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from metarun import runs
 from metarun.config import Tree
-from metarun.sweep.executor import Job, Pool
+from metarun.sweep.executor import Job, Pool, close
 from metarun.sweep.rows import METRICS, objective, reports, rows
 from metarun.sweep.settings import SweepSettings
 from metarun.sweep.study import RESULT, STOP, TRIAL, Study, read_json, write_json
@@ -127,6 +127,11 @@ class Driver:
             if not any(moved):
                 sleep(PAUSE)
         return False
+
+    def rest(self) -> None:
+        """What still runs saves and ends, to be gone on with another time."""
+        close([place.job for place in self.places.values()])
+        self.places.clear()
 
     def adopt(self) -> None:
         """Takes up what was running when the driver before this one ended."""

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from metarun import run, runs
+from metarun.config import Tree
 from metarun.run import GRACEFUL
 from metarun.sweep.command import Typed, fitted, needs_of
 from metarun.sweep.composer import Composer
@@ -49,7 +50,7 @@ def multirun(typed: Typed, folder: Path) -> int:
     composer = Composer(words, space, typed.groups, typed.replaced)
     each = list(grid(space))
     settings = SweepSettings(sampler="grid", max_failures=None)
-    needs, threads = needs_of(composer.tree(composer.samples()[0]), settings, len(each), True)
+    needs, threads = needs_of(_first(composer, each), settings, len(each), True)
     with closing(Local().open(needs, None, len(each))) as pool:
         typed.started()
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,8 @@ def multirun(typed: Typed, folder: Path) -> int:
             )
             with closing(board), run.graceful() as caught:
                 driver.drive(lambda: bool(caught))
+                driver.rest()
+                board.finish()
                 if caught:
                     for trial in study.trials:
                         if (place := folder / str(trial.number)) and (place / runs.CONFIG).exists():
@@ -77,6 +80,17 @@ def multirun(typed: Typed, folder: Path) -> int:
                     return GRACEFUL[caught[0]]
                 _show(study, folder, board)
     return _failures(study, driver.codes, folder)
+
+
+def _first(composer: Composer, each: Sequence[Params]) -> Tree:
+    """The config of the first run that has a right one. Raises `InputError` where none has."""
+    wrong: list[InputError] = []
+    for params in each:
+        try:
+            return composer.tree(params)
+        except InputError as e:
+            wrong.append(e)
+    raise wrong[0]
 
 
 def _same(folder: Path, each: list[str]) -> None:

@@ -126,13 +126,17 @@ class Board:
         if now - self._drawn >= (REFRESH if self._changed else CLOCK):
             self._draw()
 
-    def close(self) -> None:
-        """What stays on the terminal are the counts and the best."""
+    def finish(self) -> None:
+        """Nothing runs any more: what stays on the terminal are the counts and the best, and lines may follow."""
         if self._voice.drawing is not None:
             self._advance()
             for held in (self._recent, self._running, self._jobs):
                 held.clear()
             self._draw()
+            self._voice.end_drawing()
+
+    def close(self) -> None:
+        self.finish()
         self._voice.close()
 
     # What is known

@@ -166,6 +166,17 @@ def test_pruned_trials_end_early_and_keep_what_they_had(metarun: Metarun, tmp_pa
     assert rows(run)[-1]["step"] == 60
 
 
+def test_time_that_is_over_stops_a_sweep_that_more_of_it_goes_on_with(metarun: Metarun, tmp_path: Path) -> None:
+    words = [*LONG, "seed=0,1", "sweep.name=o", "sweep.workers=1"]
+    said = metarun("sweep", *words, "train.iterations=3000", "sweep.timeout=0.12")
+    assert "sweep.timeout is over" in said.out
+    sweep = tmp_path / "outputs" / "sweep" / "o"
+    assert said.code == 1 and ended(sweep) == {}, "none was completed"
+    saved = torch.load(sweep / "0" / "checkpoints" / "last.pt", weights_only=True)["step"]
+    assert f"stopped at step {saved}" in (sweep / "0" / "log.txt").read_text()
+    assert not processes(tmp_path)
+
+
 def test_each_setting_is_scored_by_the_mean_over_its_seeds(metarun: Metarun, tmp_path: Path) -> None:
     said = metarun("sweep", *TINY, "train.lr=1e-3,1e-1", "sweep=grid", "sweep.seeds=2", "seed=5", "sweep.name=m")
     assert said.code == 0, said.err

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from commandline import TINY, only_run, started
 from test_resume import finish, same_run
 
@@ -36,3 +37,20 @@ def test_the_run_is_the_same_and_its_process_ends(made: Path, tmp_path: Path, se
     assert (code, err) == (0, "")
     assert sum(line.startswith("wandb: ") for line in out.splitlines()) <= 2
     assert same_run(only_run(tmp_path), made)
+
+
+def test_the_trials_of_a_sweep_are_one_group_with_their_objectives(tmp_path: Path) -> None:
+    process = started(tmp_path, "sweep", *WORDS, "train.lr=1e-3,1e-2", "sweep=grid", "sweep.name=a-sweep")
+    code, _, err = finish(process)
+    assert (code, err) == (0, "")
+    for number in (0, 1):
+        run = tmp_path / "outputs" / "sweep" / "a-sweep" / str(number)
+        config = yaml.safe_load((run / "config.yaml").read_text())["logger"]
+        assert (config["group"], config["job_type"]) == ("a-sweep", "trial")
+        (written,) = run.glob("wandb/offline-run-*/*.wandb")
+        end = time.monotonic() + 60  # it may go on writing when the run has ended
+        while b"objective" not in written.read_bytes() and time.monotonic() < end:
+            time.sleep(0.1)
+        said = written.read_bytes()
+        for word in (b"a-sweep", b"trial", b"objective", b"state", b"complete"):
+            assert word in said
