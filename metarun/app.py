@@ -78,7 +78,14 @@ def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) 
     return max(app.codes, default=0)
 
 
-FREE_FORM = ("train.optimizer_args", "train.schedule_args", "model.arch_args", "dataset.args", "dataset.of")
+FREE_FORM = (
+    "train.optimizer_args",
+    "train.schedule_args",
+    "model.arch_args",
+    "dataset.args",
+    "dataset.of",
+    "sweep.space",
+)
 """Mappings whose keys are for torch, torchvision or another dataset to know."""
 
 

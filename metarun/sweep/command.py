@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
@@ -83,7 +84,14 @@ def sweep(typed: Typed) -> int:
     Raises `InputError`, before anything starts, for what cannot be searched so.
     """
     own, words, space = _parts(typed)
-    action, settings, executor = _settings(own, words, space, typed)
+    action, settings, executor, written = _settings(own, words, space, typed)
+    said = {word.partition("=")[0].lstrip("+") for word in words}
+    space = {key: dimension for key, dimension in _written(written).items() if key not in said} | space
+    if not space:
+        raise InputError(
+            "nothing is searched; give a setting several values, as in train.lr=1e-4,1e-3 or "
+            "'train.lr=tag(log,interval(1e-4,1e-2))'"
+        )
     composer = Composer(words, space, typed.groups, typed.replaced)
     if unknown := composer.unknown():
         raise InputError("\n".join(typed.unknown(key) for key in unknown))
@@ -173,20 +181,27 @@ def _parts(typed: Typed) -> tuple[list[str], list[str], dict[str, Dimension]]:
         raise InputError(f"{swept[0]}: is the sweep's own and takes one value; what is searched are settings of runs")
     rest = [pair for pair in pairs if pair not in own]
     words, space = split([word for word, _ in rest], [o for _, o in rest])
-    if not space:
-        raise InputError(
-            "nothing is searched; give a setting several values, as in train.lr=1e-4,1e-3 or "
-            "'train.lr=tag(log,interval(1e-4,1e-2))'"
-        )
     return [word for word, _ in own], words, space
 
 
-def _settings(own: list[str], words: list[str], space: Space, typed: Typed) -> tuple[str, SweepSettings, Any]:
+def _written(node: Any) -> dict[str, Dimension]:
+    """The space that a file has, in the syntax of the command line; a list is a choice."""
+    if not isinstance(node, Mapping):
+        raise InputError(f"sweep.space={node!r}: must be a mapping of settings to what they are searched over")
+    words = [option(key, ",".join(map(str, v)) if isinstance(v, list) else v) for key, v in flat(node).items()]
+    rest, space = split(words, OverridesParser.create().parse_overrides(words))
+    if rest:
+        raise InputError(f"sweep.space: {rest[0]} is one value; give several, or set it outside of sweep.space")
+    return space
+
+
+def _settings(own: list[str], words: list[str], space: Space, typed: Typed) -> tuple[str, SweepSettings, Executor, Any]:
+    """What is to be done, how, where, and what a file would have searched."""
     first = [option(key, values(space[key])[0]) for key in space if key in typed.groups]
     cfg = compose("sweep", [*words, *first, *own])
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     node, action = tree["sweep"], tree["action"]
-    executor, name = node.pop("executor"), node.pop("name")
+    executor, name, written = (node.pop(key) for key in ("executor", "name", "space"))
     wrong = Complaints()
     good = wrong.about(lambda: checked(SweepSettings, node, "sweep"))
     made_of = wrong.about(lambda: executor_of(executor))
@@ -198,7 +213,7 @@ def _settings(own: list[str], words: list[str], space: Space, typed: Typed) -> t
     settings = SweepSettings(**good, name=None if name is None else str(name))
     if settings.seeds > 1 and "seed" in space:
         raise InputError("sweep.seeds: seed is searched already; leave one of them out")
-    return action, settings, made_of
+    return action, settings, made_of, written
 
 
 def _known(params: Any, space: Space) -> Params:

@@ -137,6 +137,20 @@ def test_what_a_sweep_would_be_can_be_looked_at(metarun: Metarun) -> None:
     assert "tpe" in metarun("list", "sweep").out
 
 
+def test_a_space_may_be_written_in_a_file(metarun: Metarun, tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "sweep"
+    own.mkdir(parents=True)
+    space = 'space: {train.lr: "tag(log,interval(1e-3,1e-1))", task: {shot: [1, 2]}, seed: [0, 1]}'
+    (own / "my_space.yaml").write_text(f"sampler: random\n{space}\n")
+    words = ["sweep", "--config-dir", str(own.parent), "sweep=my_space", *TINY, "sweep.trials=2", "sweep.name=y"]
+    assert metarun(*words, "seed=7").code == 0  # what is typed wins
+    sweep = tmp_path / "outputs" / "sweep" / "y"
+    for number, params in enumerate(asked(sweep)):
+        assert params.keys() == {"train.lr", "task.shot"} and 1e-3 <= params["train.lr"] <= 1e-1
+        assert "\nseed: 7\n" in (sweep / str(number) / "config.yaml").read_text()
+    assert "task.shot=3 is one value" in metarun(*words, "sweep.space={task.shot: 3}").errors[0]
+
+
 def test_a_trial_that_fails_does_so_alone_and_too_many_end_the_search(metarun: Metarun, tmp_path: Path) -> None:
     diverges = ["train.optimizer=SGD", "train.clip=null", "sweep.name=f", "sweep=grid"]
     words = ["sweep", *TINY, *diverges, "train.lr=1e30,1e-3,1e31,1e32,1e33,1e34"]
@@ -166,13 +180,17 @@ def test_pruned_trials_end_early_and_keep_what_they_had(metarun: Metarun, tmp_pa
     assert rows(run)[-1]["step"] == 60
 
 
-def test_time_that_is_over_stops_a_sweep_that_more_of_it_goes_on_with(metarun: Metarun, tmp_path: Path) -> None:
+def test_time_that_is_over_stops_a_sweep_that_more_of_it_goes_on_with(
+    metarun: Metarun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [*LONG, "seed=0,1", "sweep.name=o", "sweep.workers=1"]
-    said = metarun("sweep", *words, "train.iterations=3000", "sweep.timeout=0.12")
-    assert "sweep.timeout is over" in said.out
     sweep = tmp_path / "outputs" / "sweep" / "o"
+    last = sweep / "0" / "checkpoints" / "last.pt"
+    monkeypatch.setattr("metarun.sweep.command.monotonic", lambda: 1e6 * last.exists())
+    said = metarun("sweep", *words, "train.iterations=100000", "sweep.timeout=60")
+    assert "sweep.timeout is over" in said.out
     assert said.code == 1 and ended(sweep) == {}, "none was completed"
-    saved = torch.load(sweep / "0" / "checkpoints" / "last.pt", weights_only=True)["step"]
+    saved = torch.load(last, weights_only=True)["step"]
     assert f"stopped at step {saved}" in (sweep / "0" / "log.txt").read_text()
     assert not processes(tmp_path)
 
