@@ -21,7 +21,7 @@ from metarun import __version__
 COMMANDS = {
     "train": "train a run and evaluate it; resume=PATH|latest goes on with one",
     "eval": "evaluate run=PATH|latest on test classes; versus=PATH, runs='GLOB'",
-    "sweep": "search settings, many runs at a time: train.lr=1e-4,1e-3 algo=maml,anil",
+    "sweep": "search settings, many runs at a time; rebuild: its record anew",
     "data": "what is in a dataset, and making it ready: data info|prepare NAME",
     "profile": "where the time of a training step goes, by phase and operator",
     "plan": "the time and memory that a run will take; train ... --dry-run too",

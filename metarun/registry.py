@@ -57,7 +57,7 @@ def _first_line(e: Exception) -> str:
 def known(kind: str) -> dict[str, type]:
     """Every class of a kind by name: metarun's own, installed plugins' (entry points), and the person's."""
     import_own(kind)
-    _load_installed()
+    load_installed()
     return REGISTRY[kind]
 
 
@@ -73,7 +73,8 @@ def _own(kind: str) -> list[str]:
 
 
 @cache
-def _load_installed() -> None:
+def load_installed() -> None:
+    """Imports the plugins that are installed, once. Raises `InputError` for one that cannot be."""
     for entry in importlib.metadata.entry_points(group="metarun.plugins"):
         try:
             entry.load()
@@ -86,7 +87,7 @@ def _quickly(kind: str, name: str) -> type | None:
     """What `known` has under a name, if the file that is called so says; importing all of them takes 0.2 s."""
     if name in _own(kind):
         importlib.import_module(f"metarun.{ROOMS[kind]}.{name}")
-    _load_installed()
+    load_installed()
     return REGISTRY[kind].get(name)
 
 

@@ -218,6 +218,7 @@ def test_a_broken_installed_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> 
             raise RuntimeError("out of date")
 
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()])
+    registry.load_installed.cache_clear()
     with pytest.raises(InputError, match=r"installed plugin 'their\.module' is broken: RuntimeError: out of date"):
         registry.known("algo")
 

@@ -109,7 +109,7 @@ def completed(folder: Path, line: str) -> list[str]:
 
 
 COMPLETIONS = {
-    "metarun ": ["train", "eval", "data", "profile", "plan", "list"],
+    "metarun ": ["train", "eval", "sweep", "data", "profile", "plan", "list"],
     "metarun tr": ["train"],
     "metarun x": [],
     "metarun list ": [*cli.GROUPS],

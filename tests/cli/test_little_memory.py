@@ -30,7 +30,7 @@ def losses(folder: Path) -> list[float]:
 LITTLE = """
 import sys
 from metarun import cli, memory
-memory.free_bytes = lambda device: 70_000_000
+memory.free_bytes = lambda device: 40_000_000
 sys.exit(cli.dispatch(sys.argv[1:]))
 """
 """Room for a few of the twelve tasks, each of which has 4 MB of weights, their gradient and more."""
