@@ -40,6 +40,12 @@ def _value(trial: Trial) -> bool:
     return trial.value is not None and isfinite(trial.value)
 
 
+def _last_reports(trials: list[Trial]) -> list[tuple[Trial, float]]:
+    """Of pruned trials, those with one."""
+    last = [(trial, trial.reports[max(trial.reports)]) for trial in ended(trials, PRUNED) if trial.reports]
+    return [(trial, value) for trial, value in last if isfinite(value)]
+
+
 def _scale(goal: Goal) -> float:
     return 100 if goal.name == "accuracy" else 1
 
@@ -66,11 +72,7 @@ def history(trials: list[Trial], space: Space, goal: Goal) -> Any:
     done = sorted((trial for trial in ended(trials, COMPLETE) if _value(trial)), key=lambda trial: trial.number)
     size = 5 if len(trials) <= 60 else 3
     points = [(trial.number, scale * (trial.value or 0.0)) for trial in done]
-    cut_off = [
-        (trial.number, scale * trial.reports[max(trial.reports)])
-        for trial in ended(trials, PRUNED)
-        if trial.reports and isfinite(trial.reports[max(trial.reports)])
-    ]
+    cut_off = [(trial.number, scale * value) for trial, value in _last_reports(trials)]
     style = {"linestyle": "", "markersize": size}
     if cut_off:
         axes.plot(*zip(*cut_off, strict=True), marker="x", color="0.65", label="pruned, its last report", **style)
@@ -229,9 +231,10 @@ def _smooth(places: list[float]) -> list[tuple[float, float]]:
 
 
 def slices(trials: list[Trial], space: Space, goal: Goal) -> Any:
-    """The value of complete trials against each setting; the later a trial, the darker."""
+    """The value of complete trials against each setting, the later a trial, the darker; crosses: the last of pruned."""
     done = [trial for trial in ended(trials, COMPLETE) if _value(trial)]
-    scales, short = _scales(done, space), short_names(space)
+    cut_off = _last_reports(trials)
+    scales, short = _scales([*done, *(trial for trial, _ in cut_off)], space), short_names(space)
     columns = min(len(scales), COLUMNS)
     rows = -(-len(scales) // columns)
     figure = new_figure(max(2.3 * columns + 0.9, 3.6), 2.2 * rows + 0.5)
@@ -239,6 +242,15 @@ def slices(trials: list[Trial], space: Space, goal: Goal) -> Any:
     last = max((trial.number for trial in trials), default=0)
     dots: Any = None
     for n, (panel, (name, scale)) in enumerate(zip(panels, scales.items(), strict=False)):
+        crosses = [(trial, value) for trial, value in cut_off if name in trial.params]
+        panel.scatter(
+            [scale(trial.params[name]) + _aside(trial, scale) for trial, _ in crosses],
+            [_scale(goal) * value for _, value in crosses],
+            marker="x",
+            color="0.7",
+            s=14,
+            linewidths=0.8,
+        )
         those = [trial for trial in done if name in trial.params]
         x = [scale(trial.params[name]) + _aside(trial, scale) for trial in those]
         y = [_scale(goal) * (trial.value or 0.0) for trial in those]
@@ -263,7 +275,7 @@ def slices(trials: list[Trial], space: Space, goal: Goal) -> Any:
         panel.tick_params("y", labelsize=SMALL)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if _is_wide([_scale(goal) * (trial.value or 0.0) for trial in done], goal):
+        if _is_wide([*(trial.value or 0.0 for trial in done), *(value for _, value in cut_off)], goal):
             panel.set_yscale("log")
     for panel in list(panels)[len(scales) :]:
         panel.set_axis_off()
