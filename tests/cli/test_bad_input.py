@@ -14,7 +14,7 @@ LONGEST = 420
 
 NAMES = {
     "trian": "no command 'trian'; did you mean train?",
-    "--foo": "no command '--foo'; choose from: data, eval, list, plan, profile, train",
+    "--foo": "no command '--foo'; choose from: data, eval, list, plan, profile, sweep, train",
     "list lago": "nothing called 'lago' to list; did you mean algo?",
     "train algo=mamll": "algo=mamll: no such algo; did you mean maml",
     "train algo=MAML": "algo=MAML: no such algo; did you mean maml?",
@@ -150,7 +150,7 @@ def test_words_with_spaces_and_none_at_all(metarun: Metarun) -> None:
         metarun("train", "algo.inner_lr=0.1 task.way=3").errors[0].startswith("'algo.inner_lr=0.1 task.way=3' cannot")
     )
     assert metarun("train", "").errors == ["'' is no SETTING=VALUE, as train.lr=1e-4 is; see metarun train --help"]
-    assert metarun("").errors == ["no command ''; choose from: data, eval, list, plan, profile, train"]
+    assert metarun("").errors == ["no command ''; choose from: data, eval, list, plan, profile, sweep, train"]
 
 
 def test_a_path_typed_alone(metarun: Metarun, tmp_path: Path) -> None:

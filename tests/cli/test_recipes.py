@@ -103,7 +103,8 @@ def test_each_job_of_a_multirun_has_its_own_recipes_protocol(metarun: Metarun, t
     assert [p["accuracy"] for p in papers] == [50, 50, 60, 60]
     assert [p["protocol"]["eval"]["shot"] for p in papers] == [1, 1, 2, 2]
     assert [p["protocol"]["train"]["lr"] for p in papers] == [0.01] * 4
-    assert said.out.count("train.lr 0.1, not 0.01") == 2
+    logs = [path.read_text() for path in sorted((tmp_path / "outputs" / "multirun").glob("*/*/log.txt"))]
+    assert ["train.lr 0.1, not 0.01" in log for log in logs] == [True, False, True, False]
 
 
 def days(folder: Path) -> list[str]:
