@@ -11,7 +11,7 @@ import pytest
 from made_up import ACCURACY, LARGE, MSE, SMALL, sweep
 
 from metarun.sweep.drawings import ABSENT, MOST, draw, history, parallel, slices
-from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Choice, Interval, Trial
+from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Choice, Interval, Trial, ended
 
 
 def drawn(figure: Any) -> Any:
@@ -83,13 +83,15 @@ def test_slices() -> None:
     done = [trial for trial in trials if trial.state == COMPLETE]
     panels = {axes.get_title(): axes for axes in drawn(slices(trials, LARGE, ACCURACY)).axes if axes.get_title()}
     assert len(panels) == len(LARGE)
-    (dots,) = panels["inner_lr"].collections
+    crosses, dots = panels["inner_lr"].collections
+    pruned = [trial for trial in ended(trials, PRUNED) if "algo.inner_lr" in trial.params]
+    assert len(crosses.get_offsets()) == len(pruned) > 0
     those = [trial for trial in done if "algo.inner_lr" in trial.params]
     assert [*dots.get_offsets()[:, 1]] == pytest.approx([100 * (trial.value or 0) for trial in those])
     assert list(dots.get_array()) == [trial.number for trial in those]
     assert [text.get_text() for text in panels["inner_lr"].get_xticklabels()] == ["0.01", "0.1", "1"]
     assert [text.get_text() for text in panels["optimizer"].get_xticklabels()] == ["Adam", "SGD", "RMSprop"]
-    (dots,) = panels["optimizer"].collections
+    _, dots = panels["optimizer"].collections
     places = dots.get_offsets()[:, 0] * 3
     options = ["Adam", "SGD", "RMSprop"]
     assert [options[int(place)] for place in places] == [trial.params["train.optimizer"] for trial in done]

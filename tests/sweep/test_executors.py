@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from metarun.schema import limits_of
 from metarun.sweep import executor as executors
 from metarun.sweep import process, slurm
 from metarun.sweep.executor import Job, Local, Needs, Pool
@@ -263,7 +264,7 @@ def test_an_executor_is_chosen_by_name() -> None:
 def test_what_conf_says_are_the_defaults(name: str, settings: Any) -> None:
     said = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert executors.executor(said) == settings
-    assert said == {"name": name, **vars(settings)}
+    assert said == {"name": name, **{key: getattr(settings, key) for key in limits_of(type(settings))}}
 
 
 # what schedulers are given to do
