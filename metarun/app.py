@@ -149,14 +149,19 @@ class App:
             )
         self.overrides, self.config_dir, self.help = flags.overrides, flags.config_dir, flags.help
         multirun = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
+        if self.command == SWEEP and (flags.config_path or flags.config_name):
+            raise _Refused("--config-path, --config-name: a sweep's runs are metarun train's; use --config-dir")
+        ignored = [o for o in self.overrides if o.startswith("hydra") and not o.startswith(OURS)]
+        if self.command == SWEEP and ignored:
+            raise _Refused(f"{ignored[0]}: is not for a sweep; sweep.name=NAME names its folder under outputs/sweep")
         self.looks = bool(flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
         if self.command == SWEEP and self.looks:
             args = self._without_searched(args)
         hydras = multirun or any(o.startswith("hydra.") for o in self.overrides)
         if self.command != SWEEP and not self.looks and not flags.config_path and hydras:
             folder = self._preview(multirun)
-            others = [o for o in self.overrides if o.startswith(("hydra", "resume="))]
-            if multirun and self.command == "train" and all(o.startswith(OURS) for o in others):
+            plain = not (ignored or flags.config_name or any(o.startswith("resume=") for o in self.overrides))
+            if multirun and self.command == "train" and plain:
                 self.side_by_side = folder
         words, rest = [], [*self.overrides]
         for word in args:
@@ -201,20 +206,24 @@ class App:
 
     def sweep(self) -> int:
         """Many runs, each of which Hydra composes, and no more."""
-        importlib.import_module("metarun.run")
-        from metarun.commands import guarded
-        from metarun.sweep.command import Typed, sweep
-        from metarun.sweep.multirun import multirun
+        from metarun.sweep import nursery
 
         def started() -> None:
             self.started()
             self.running = True
 
-        with self._composer():
+        # It imports torch while this process does.
+        with self._composer(), contextlib.closing(nursery.Nursery()) as warm:
+            importlib.import_module("metarun.run")
+            from metarun.commands import guarded
+            from metarun.sweep.command import Typed, sweep
+            from metarun.sweep.multirun import multirun
+
             loader = GlobalHydra.instance().config_loader()
             words = [word for word in self.overrides if not word.startswith("hydra.") or "searchpath" in word]
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
-            typed = Typed(words, parsed, loader.list_groups(""), self._unknown, replacing, started, self.config_dir)
+            groups = loader.list_groups("")
+            typed = Typed(words, parsed, groups, self._unknown, replacing, started, warm, self.config_dir)
             folder = self.side_by_side
             return guarded(lambda: sweep(typed) if folder is None else multirun(typed, folder))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -50,3 +51,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     out.writerow(header)
     out.writerows(rows)
     write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Plain data, atomically. Raises `ValueError` for a number that is not finite."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))

@@ -34,8 +34,9 @@ from metarun.evaluation import Banks, Subject, examined, report
 from metarun.loggers.voice import clock
 from metarun.memory import free_bytes, peak
 from metarun.report import draw, show, table, write
-from metarun.run import Session, portion, prepare, validated
+from metarun.run import portion, validated
 from metarun.schema import checked, made
+from metarun.session import Session, prepare
 from metarun.settings import PlanSettings
 from metarun.types import InputError
 

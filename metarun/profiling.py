@@ -24,8 +24,10 @@ from metarun.engine.loop import EPISODES, meta_update, tickets
 from metarun.engine.state import TrainState
 from metarun.engine.step import GRADIENT, LOSSES, UPDATE
 from metarun.environment import environment
-from metarun.run import Session, portion, prepare
+from metarun.files import write_json
+from metarun.run import portion
 from metarun.schema import checked, made
+from metarun.session import Session, prepare
 from metarun.settings import ProfileSettings
 from metarun.types import InputError
 
@@ -68,7 +70,7 @@ def profile(tree: Tree, wanted: Tree, asked: Path | None) -> int:
     print(f"{runs.label(tree)} on {describe(session.device)}, {steps} steps", flush=True)
     found = watched(session, session.state, settings, folder / "trace.json")
     runs.write_config(folder, tree)
-    runs.write_json(folder / "profile.json", asdict(found) | {"environment": environment(session.device)})
+    write_json(folder / "profile.json", asdict(found) | {"environment": environment(session.device)})
     for line in told(found, settings.operators):
         print(line)
     print(f"\nprofile: {folder}")

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from metarun import pictures, plots, recipe, runs
+from metarun import pictures, plots, recipe
 from metarun.config import Tree
 from metarun.confusion import Confusion
 from metarun.engine.evaluate import Score, score
-from metarun.files import write_csv
+from metarun.files import write_csv, write_json
 
 WIDTH = 80
 FEW = 6
@@ -123,7 +123,7 @@ def write(
     `more` goes into eval.json over the report's own, the tasks of the reports `beside` it into columns of tasks.csv. A
     measure that is not the first has a column of its own: `mae`, or `LABEL mae` for a report beside.
     """
-    runs.write_json(folder / "eval.json", jsonable(report.json() | dict(more or {})))
+    write_json(folder / "eval.json", jsonable(report.json() | dict(more or {})))
     columns = {"value": report.values, **report.also}
     for label, each in (beside or {}).items():
         columns |= {label: each.values} | {f"{label} {name}": values for name, values in each.also.items()}

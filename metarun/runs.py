@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import yaml
 
 from metarun.config import NODES, Tree, load_tree, read, whole
-from metarun.files import write_atomic
+from metarun.files import write_atomic, write_json
 from metarun.types import InputError
 
 OUTPUTS = Path("outputs")
@@ -75,11 +75,6 @@ def find(given: str, key: str) -> Path:
         what = "has no config.yaml, so it is not a run folder" if folder.is_dir() else "does not exist"
         raise InputError(f"{key}={given}: {folder} {what}; give the path that metarun train printed, or latest")
     return folder
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_config(folder: Path, tree: Tree) -> None:

@@ -28,16 +28,14 @@ from metarun.run import (
     HALTED,
     LEAVING,
     Account,
-    Once,
-    Session,
     Watch,
     carry_on,
     course,
     fit_memory,
     graceful,
-    prepare,
 )
 from metarun.schema import limits_of
+from metarun.session import Once, Session, prepare
 from metarun.types import EpisodeBatch, InputError, TrainingError
 
 FREE = ("lr", "l1", "l2", "clip")

@@ -22,25 +22,28 @@ from metarun import run, runs
 from metarun.config import Tree, flat
 from metarun.device import pick
 from metarun.engine.step import meta_gradient
+from metarun.files import write_json
 from metarun.hints import did_you_mean
 from metarun.measures import MEASURES
 from metarun.memory import free_bytes
 from metarun.resume import FREE
 from metarun.run import GRACEFUL
 from metarun.schema import Complaints, checked
+from metarun.session import Session, prepare
 from metarun.settings import DeviceSettings
 from metarun.sweep.composer import Composer
 from metarun.sweep.driver import Driver
 from metarun.sweep.ending import Outcome, end
 from metarun.sweep.executor import Executor, Local, Needs, cores
 from metarun.sweep.executor import executor as executor_of
+from metarun.sweep.nursery import Nursery
 from metarun.sweep.search import Search, serves
 from metarun.sweep.settings import SweepSettings
-from metarun.sweep.space import count, holds, option, shown, split, values
-from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild, write_json
+from metarun.sweep.space import count, holds, shown, split, values
+from metarun.sweep.study import ABOUT, FILE, damaged, locked, opened, read_json, rebuild
 from metarun.sweep.table import Board
 from metarun.sweep.trial import Dimension, Goal, Interval, Params, Space
-from metarun.sweep.words import near
+from metarun.sweep.words import near, overrides, typed
 from metarun.together import alike
 from metarun.types import InputError, TrainingError
 
@@ -67,6 +70,7 @@ class Typed:
     groups      the names of all config groups
     unknown     what to say of a setting that there is not
     replaced    words with Hydra's syntax for new keys where they need it
+    nursery     it is importing already what runs on this machine will need
     """
 
     words: Sequence[str]
@@ -75,16 +79,17 @@ class Typed:
     unknown: Callable[[str], str]
     replaced: Callable[[list[str]], list[str]]
     started: Callable[[], None]
+    nursery: Nursery
     config_dir: str | None = None
 
 
-def sweep(typed: Typed) -> int:
+def sweep(asked: Typed) -> int:
     """`metarun sweep`: 0 when every trial is over, 1 when none was completed, 130 or 143 after a signal.
 
     Raises `InputError`, before anything starts, for what cannot be searched so.
     """
-    own, words, space = _parts(typed)
-    action, settings, executor, written = _settings(own, words, space, typed)
+    own, words, space = _parts(asked)
+    action, settings, executor, written = _settings(own, words, space, asked)
     said = {word.partition("=")[0].lstrip("+") for word in words}
     space = {key: dimension for key, dimension in _written(written).items() if key not in said} | space
     if not space:
@@ -92,31 +97,34 @@ def sweep(typed: Typed) -> int:
             "nothing is searched; give a setting several values, as in train.lr=1e-4,1e-3 or "
             "'train.lr=tag(log,interval(1e-4,1e-2))'"
         )
-    composer = Composer(words, space, typed.groups, typed.replaced)
+    composer = Composer(words, space, asked.groups, asked.replaced)
     if unknown := composer.unknown():
-        raise InputError("\n".join(typed.unknown(key) for key in unknown))
+        raise InputError("\n".join(asked.unknown(key) for key in unknown))
     serves(settings, space, composer.conditional)
     settings = replace(settings, enqueue=[_known(params, space) for params in settings.enqueue])
-    with executor.warmed() as executor:
-        return _checked(action, settings, executor, composer, typed)
+    if isinstance(executor, Local):
+        executor = replace(executor, nursery=asked.nursery)
+    else:
+        asked.nursery.close()
+    return _checked(action, settings, executor, composer, asked)
 
 
-def _checked(action: str, settings: SweepSettings, executor: Executor, composer: Composer, typed: Typed) -> int:
+def _checked(action: str, settings: SweepSettings, executor: Executor, composer: Composer, asked: Typed) -> int:
     """All that can be wrong is looked for, and then the search begins."""
     space, trees = composer.space, _configs(composer)
     tree, limit = trees[0], _limit(settings, composer)
     if settings.vectorize > 1:
         alike(tree)
     needs, threads = needs_of(tree, settings, limit, isinstance(executor, Local))
-    _prepared(trees)
-    goal, validations = _goal(trees, settings)
+    goal, validations = _goal(_prepared(trees), trees, settings)
     about = _about(settings, space, goal, tree)
     folder = (runs.OUTPUTS / "sweep" / (settings.name or _name(settings, about, tree))).resolve()
     if action == "rebuild":
         return _rebuild(folder)
     _same(folder, about)
     search = Search(settings, space, goal, composer.groups, composer.there, validations)
-    typed.started()
+    limit = limit if search.size is None else min(limit, search.size)
+    asked.started()
     folder.mkdir(parents=True, exist_ok=True)
 
     def config_of(params: Params, seed: int) -> Tree:
@@ -141,7 +149,7 @@ def _checked(action: str, settings: SweepSettings, executor: Executor, composer:
                     board.say(f"stopped; type the same words to go on with {near(folder)}")
                     return GRACEFUL[caught[0]]
                 words, where = composer.words, near(folder)
-                found = Outcome(where, study.trials, space, goal, words, settings.seeds, typed.config_dir)
+                found = Outcome(where, study.trials, space, goal, words, settings.seeds, asked.config_dir)
                 code = end(found, pool, board.say, lambda: bool(caught))
                 if complaint is not None:
                     raise complaint
@@ -173,9 +181,9 @@ def _limit(settings: SweepSettings, composer: Composer) -> int:
     return there if settings.sampler == "grid" else min(there, TRIALS)
 
 
-def _parts(typed: Typed) -> tuple[list[str], list[str], dict[str, Dimension]]:
+def _parts(asked: Typed) -> tuple[list[str], list[str], dict[str, Dimension]]:
     """The words about the sweep itself, those that every run has, and what is searched."""
-    pairs = [*zip(typed.words, typed.parsed, strict=True)]
+    pairs = [*zip(asked.words, asked.parsed, strict=True)]
     own = [(word, o) for word, o in pairs if o.key_or_group in OWN or o.key_or_group.startswith(("sweep.", "sweep/"))]
     if swept := [word for word, o in own if o.is_sweep_override()]:
         raise InputError(f"{swept[0]}: is the sweep's own and takes one value; what is searched are settings of runs")
@@ -188,16 +196,16 @@ def _written(node: Any) -> dict[str, Dimension]:
     """The space that a file has, in the syntax of the command line; a list is a choice."""
     if not isinstance(node, Mapping):
         raise InputError(f"sweep.space={node!r}: must be a mapping of settings to what they are searched over")
-    words = [option(key, ",".join(map(str, v)) if isinstance(v, list) else v) for key, v in flat(node).items()]
+    words = overrides({key: ",".join(map(typed, v)) if isinstance(v, list) else v for key, v in flat(node).items()})
     rest, space = split(words, OverridesParser.create().parse_overrides(words))
     if rest:
         raise InputError(f"sweep.space: {rest[0]} is one value; give several, or set it outside of sweep.space")
     return space
 
 
-def _settings(own: list[str], words: list[str], space: Space, typed: Typed) -> tuple[str, SweepSettings, Executor, Any]:
+def _settings(own: list[str], words: list[str], space: Space, asked: Typed) -> tuple[str, SweepSettings, Executor, Any]:
     """What is to be done, how, where, and what a file would have searched."""
-    first = [option(key, values(space[key])[0]) for key in space if key in typed.groups]
+    first = overrides({key: values(space[key])[0] for key in space if key in asked.groups})
     cfg = compose("sweep", [*words, *first, *own])
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     node, action = tree["sweep"], tree["action"]
@@ -220,13 +228,13 @@ def _known(params: Any, space: Space) -> Params:
     """A setting to try first. Raises `InputError` for what is not in the space."""
     if not isinstance(params, Mapping):
         raise InputError(f"sweep.enqueue: {params!r} is no mapping; write [{{train.lr: 1e-3}}]")
-    typed = {str(key): value for key, value in flat(params).items()}
-    for key, value in typed.items():
+    known = {str(key): value for key, value in flat(params).items()}
+    for key, value in known.items():
         if key not in space:
             raise InputError(f"sweep.enqueue: {key} is not searched; {did_you_mean(key, space)}")
         if not holds(space[key], value):
             raise InputError(f"sweep.enqueue: {key}={value} is not among {shown(space[key])}")
-    return typed
+    return known
 
 
 def _configs(composer: Composer) -> list[Tree]:
@@ -243,14 +251,17 @@ def _configs(composer: Composer) -> list[Tree]:
     return trees
 
 
-def _prepared(trees: Sequence[Tree]) -> None:
-    """Tries their data and networks. Raises `InputError` with every complaint there is."""
+def _prepared(trees: Sequence[Tree]) -> Session:
+    """Tries their data and networks; the first. Raises `InputError` with every complaint there is."""
     wrong, kept = Complaints(), dict[str, Tree]()
     for tree in trees:  # of those that differ in real numbers alone, one
         kept.setdefault(json.dumps(_without_reals(tree), sort_keys=True), tree)
-    for tree in [*kept.values()][:PREPARED]:
-        wrong.about(lambda tree=tree: run.prepare(tree | {"device": tree["device"] | CHECKED_ON}))
+    first, *others = [tree | {"device": tree["device"] | CHECKED_ON} for tree in [*kept.values()][:PREPARED]]
+    session = wrong.about(lambda: prepare(first))
+    for tree in others:
+        wrong.about(lambda tree=tree: prepare(tree) and None)  # not to be held beside one another
     wrong.end()
+    return session
 
 
 def _without_reals(node: Any) -> Any:
@@ -267,9 +278,8 @@ def _with_hint(line: str, space: Space) -> str:
     return line
 
 
-def _goal(trees: list[Tree], settings: SweepSettings) -> tuple[Goal, int]:
+def _goal(session: Session, trees: list[Tree], settings: SweepSettings) -> tuple[Goal, int]:
     """What trials are judged by, and how many validations the longest makes. Raises `InputError`."""
-    session = run.prepare(trees[0] | {"device": trees[0]["device"] | CHECKED_ON})
     metric = settings.metric or session.measure.name
     metric = metric if "/" in metric else f"val/{metric}"
     split, _, name = metric.partition("/")
@@ -284,7 +294,7 @@ def _goal(trees: list[Tree], settings: SweepSettings) -> tuple[Goal, int]:
     return Goal(metric, better if settings.direction is None else settings.direction == "maximize"), max(lengths)
 
 
-def _metrics(session: run.Session) -> list[str]:
+def _metrics(session: Session) -> list[str]:
     """What the rows of a run hold."""
     found = [f"val/{session.measure.name}", "val/ci95"]
     if session.state is None:
@@ -350,16 +360,17 @@ def needs_of(tree: Tree, settings: SweepSettings, limit: int, here: bool) -> tup
     import torch
 
     device = DeviceSettings(**tree["device"])
-    on_gpu = pick(device).type == "cuda" if here else device.kind != "cpu"
+    own = pick(device) if here else None
+    on_gpu = device.kind != "cpu" if own is None else own.type == "cuda"
     room = cores() if here else 1
-    gpus = max(1, torch.cuda.device_count()) if here and on_gpu else 1
+    gpus = max(1, torch.cuda.device_count()) if own is not None and on_gpu else 1
     ranks = device.processes if isinstance(device.processes, int) else gpus if on_gpu else room
     if settings.workers != "auto":
         slots = settings.workers
     elif on_gpu:
         slots = gpus * settings.per_gpu // ranks
     else:
-        free = free_bytes(pick(device)) if here else None
+        free = None if own is None else free_bytes(own)
         slots = room // ranks if free is None else min(room // ranks, int(free // MEMORY))
     slots = max(1, min(slots, limit * settings.seeds))
     threads = device.threads or max(1, room // (slots * ranks))

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf, open_dict
 
 from metarun.commands import plain, with_protocol
 from metarun.config import Tree, flat, load_plugins, settled
-from metarun.sweep.space import option, values
+from metarun.sweep.space import values
 from metarun.sweep.trial import Choice, Interval, Params, Space
+from metarun.sweep.words import overrides
 from metarun.types import InputError
 
 INSIDE = 0.381966
@@ -117,7 +118,7 @@ class Composer:
         return cfg
 
     def typed(self, params: Params) -> list[str]:
-        return self._replaced([option(key, value) for key, value in params.items()])
+        return self._replaced(overrides(params))
 
     def samples(self) -> list[Params]:
         """Settings that between them have every option of every list, and both ends and the inside of every interval.

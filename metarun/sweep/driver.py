@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from metarun import runs
 from metarun.config import Tree
+from metarun.files import write_json
 from metarun.sweep.executor import Job, Pool, close
-from metarun.sweep.rows import METRICS, objective, reports, rows
+from metarun.sweep.rows import METRICS, Mark, objective, reports, rows
 from metarun.sweep.settings import SweepSettings
-from metarun.sweep.study import RESULT, STOP, TRIAL, Study, read_json, write_json
+from metarun.sweep.study import RESULT, STOP, TRIAL, Study, read_json
 from metarun.sweep.trial import COMPLETE, FAILED, RUNNING, Goal, Params, Trial, Work, run_folder
 from metarun.sweep.worker import WITH_PARENT
 from metarun.types import InputError, TrainingError
@@ -61,8 +62,8 @@ class Run:
     """how often it was taken up again without having got on"""
     saved: int = 0
     """when its checkpoint was written, as far as is known"""
-    read: int = 0
-    """bytes of its rows that were read"""
+    read: Mark = Mark()
+    """how far its rows were read"""
     began: float = 0.0
     over: bool = False
 
@@ -178,7 +179,7 @@ class Driver:
             folders = [run.folder for run in together]
             work = Work(self.command(folders), {}, Path.cwd(), folders[0] / LOG)
             for run in together:
-                run.began, run.read, run.saved = monotonic(), 0, _saved(run.folder)
+                run.began, run.saved = monotonic(), _saved(run.folder)
             self.places[slot] = Place(slot, self.pool.start(work, slot), together)
             for run in together:
                 self.listener.started(run.trial, slot, self._what(run))
@@ -207,9 +208,7 @@ class Driver:
         if params is None:
             self.exhausted = True
             return
-        trial = Trial(number, params)
-        self.study.asked(trial)
-        trial = self.study.trials[number]
+        trial = self.study.asked(params)
         try:
             self.waiting.append(self._run(trial, 0))
         except InputError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from metarun.engine.evaluate import Score
+from metarun.report import shown
 from metarun.sweep.executor import Pool
 from metarun.sweep.report import show_end, write_end
 from metarun.sweep.study import read_json
@@ -50,22 +53,25 @@ def end(of: Outcome, pool: Pool, say: Say, stop: Callable[[], bool]) -> int:
 
 def tested(folder: Path, best: Trial, seeds: int, pool: Pool, stop: Callable[[], bool]) -> list[str]:
     """What the best setting is worth on test classes, evaluated where trials run, and once: never to choose by."""
-    out = folder / f"test-{best.number}"
-    if read_json(out / EVAL) is None and not stop():
-        out.mkdir(exist_ok=True)
-        runs = [run_folder(folder, best.number, seed, seeds) for seed in range(seeds)]
-        argv = (sys.executable, "-m", "metarun.sweep.worker", WITH_PARENT, TEST, str(out), *map(str, runs))
-        job = pool.start(Work(argv, {}, Path.cwd(), folder / f"test-{best.number}.log"), 0)
+    out, log = folder / f"test-{best.number}", folder / f"test-{best.number}.log"
+    if result(out) is None and not stop():
+        shutil.rmtree(out, ignore_errors=True)  # of an evaluation that was killed
+        out.mkdir()
+        runs = [run_folder(folder.resolve(), best.number, seed, seeds) for seed in range(seeds)]
+        words = TEST, str(out.resolve()), *map(str, runs)
+        argv = (sys.executable, "-m", "metarun.sweep.worker", WITH_PARENT, *words)
+        job = pool.start(Work(argv, {}, Path.cwd(), log.resolve()), 0)
         while job.ended() is None and not stop():
             sleep(0.05)
-    found = read_json(out / EVAL)
-    if not isinstance(found, dict):
-        log = folder / f"test-{best.number}.log"
+    if (found := result(out)) is None:
         return [f"trial {best.number} was not evaluated on test classes; see {log}"]
-    scale, digits, unit = (100, ".2f", " %") if found["metric"] == "accuracy" else (1, ".4g", "")
-    mean, ci95 = (f"{scale * found[key]:{digits}}" for key in ("mean", "ci95"))
     of = f"mean of {seeds} seeds, " if seeds > 1 else ""
-    return [
-        f"trial {best.number} on test classes: {found['metric']} {mean} ± {ci95}{unit}  ({of}95 % interval)",
-        f"{out / EVAL}",
-    ]
+    return [f"trial {best.number} on test classes: {found}  ({of}95 % interval)", f"{out / EVAL}"]
+
+
+def result(folder: Path) -> str | None:
+    """What an evaluation in `folder` has found: `accuracy 93.40 ± 0.51 %`; None where there is none."""
+    found = read_json(folder / EVAL)
+    if not isinstance(found, dict):
+        return None
+    return f"{found['metric']} {shown(Score(found['mean'], found['ci95'], found['tasks']), found['metric'])}"

@@ -6,9 +6,8 @@ import importlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -73,10 +72,6 @@ class Pool(Protocol):
 class Executor(Protocol):
     """Settings that say where to run."""
 
-    def warmed(self) -> AbstractContextManager[Executor]:
-        """The same, with what makes the first start quick begun. Never waits."""
-        ...
-
     def open(self, needs: Needs, workers: int | None, at_most: int) -> Pool:
         """A pool of `workers` slots (None: as many as there is room for), but never more than `at_most`.
 
@@ -121,14 +116,12 @@ def _waited(jobs: list[Job], patience: float) -> list[Job]:
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: each job is a process, which on GPUs sees those of its slot alone."""
+    """This machine: each job is a process, which on GPUs sees those of its slot alone.
+
+    `nursery`: of which runs are born, where one is there already.
+    """
 
     nursery: Nursery | None = None
-
-    @contextmanager
-    def warmed(self) -> Iterator[Local]:
-        with closing(Nursery()) as nursery:
-            yield replace(self, nursery=nursery)
 
     def open(self, needs: Needs, workers: int | None, at_most: int) -> LocalPool:
         return LocalPool(*room(needs, workers, at_most), self.nursery)

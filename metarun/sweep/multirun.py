@@ -10,16 +10,18 @@ from pathlib import Path
 
 from metarun import run, runs
 from metarun.config import Tree
+from metarun.files import write_json
 from metarun.run import GRACEFUL
 from metarun.sweep.command import Typed, fitted, needs_of
 from metarun.sweep.composer import Composer
 from metarun.sweep.driver import Driver
+from metarun.sweep.ending import result
 from metarun.sweep.executor import Local
 from metarun.sweep.settings import SweepSettings
-from metarun.sweep.space import count, grid, split
-from metarun.sweep.study import ABOUT, Study, locked, opened, read_json, write_json
+from metarun.sweep.space import grid, split
+from metarun.sweep.study import ABOUT, Study, locked, opened, read_json
 from metarun.sweep.table import Board
-from metarun.sweep.trial import COMPLETE, FAILED, Params, Trial
+from metarun.sweep.trial import COMPLETE, FAILED, RUNNING, Params, Trial
 from metarun.sweep.words import near
 from metarun.sweep.words import settings as told
 from metarun.types import InputError
@@ -51,7 +53,7 @@ def multirun(typed: Typed, folder: Path) -> int:
     each = list(grid(space))
     settings = SweepSettings(sampler="grid", max_failures=None)
     needs, threads = needs_of(_first(composer, each), settings, len(each), True)
-    with closing(Local().open(needs, None, len(each))) as pool:
+    with closing(Local(typed.nursery).open(needs, None, len(each))) as pool:
         typed.started()
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder), closing(opened(folder)) as study:
@@ -61,7 +63,7 @@ def multirun(typed: Typed, folder: Path) -> int:
                 folder.resolve(),
                 settings,
                 None,
-                count(space) or 1,
+                len(each),
                 Listed(each),
                 study,
                 pool,
@@ -74,8 +76,9 @@ def multirun(typed: Typed, folder: Path) -> int:
                 board.finish()
                 if caught:
                     for trial in study.trials:
-                        if (place := folder / str(trial.number)) and (place / runs.CONFIG).exists():
-                            board.say(f"stopped; go on with: metarun train resume={near(place)}")
+                        place = near(folder) / str(trial.number)
+                        if trial.state == RUNNING and (place / runs.CONFIG).exists():
+                            board.say(f"stopped; go on with: metarun train resume={place}")
                     board.say(f"or with all of them: the same words and hydra.sweep.dir={near(folder)}")
                     return GRACEFUL[caught[0]]
                 _show(study, folder, board)
@@ -106,19 +109,9 @@ def _show(study: Study, folder: Path, board: Board) -> None:
     board.say("")
     for trial in study.trials:
         if trial.state == COMPLETE:
-            found = read_json(folder / str(trial.number) / "eval.json") or {}
-            board.say(f"  {_number(found):<18} {told(trial.params)}")
-            board.say(f"  {'':<18} {near(folder) / str(trial.number)}")
+            board.say(f"  {result(folder / str(trial.number)) or 'no number':<26} {told(trial.params)}")
+            board.say(f"  {'':<26} {near(folder) / str(trial.number)}")
     board.say("")
-
-
-def _number(found: dict[str, object]) -> str:
-    mean, ci95 = found.get("mean"), found.get("ci95")
-    if not isinstance(mean, float) or not isinstance(ci95, float):
-        return "no number"
-    if found.get("metric") == "accuracy":
-        return f"{100 * mean:.2f} ± {100 * ci95:.2f} %"
-    return f"{mean:.4g} ± {ci95:.2g} {found.get('metric')}"
 
 
 def _failures(study: Study, codes: dict[int, int], folder: Path) -> int:

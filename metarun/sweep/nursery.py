@@ -7,6 +7,7 @@ the driver does, and its children end with it: their standard input is a pipe th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -15,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from metarun.sweep.process import LOST, NOT_FOUND, say
@@ -174,7 +176,18 @@ def _be(order: dict[str, Any], alive: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from metarun.sweep import worker
 
-    sys.exit(worker.main(order["argv"]))
+    code = 1
+    try:
+        code = worker.main(order["argv"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()  # what libraries have left to do
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)  # to take all of torch apart before that would need a third of a second
 
 
 if __name__ == "__main__":

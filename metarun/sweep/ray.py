@@ -8,7 +8,6 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,6 @@ class Ray:
     """
 
     address: str | None = setting(None)
-
-    def warmed(self) -> AbstractContextManager[Ray]:
-        return nullcontext(self)
 
     def open(self, needs: Needs, workers: int | None, at_most: int) -> RayPool:
         try:

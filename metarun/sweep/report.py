@@ -119,14 +119,14 @@ def importances(trials: list[Trial], space: Space, goal: Goal) -> dict[str, floa
     Conditional PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255; 2601.20800) as Optuna has it. The best are a tenth of
     the trials, but five of them where that is no more than half.
     """
-    import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
     done = [trial for trial in ended(trials, COMPLETE) if trial.value is not None and isfinite(trial.value)]
     found = {name: [trial.params[name] for trial in done if name in trial.params] for name in space}
     compared = [name for name, values in found.items() if len(set(map(typed, values))) > 1]
     if len(done) < LEAST or len({trial.value for trial in done}) < 2 or len(compared) < 2:
         return {}
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     quantile = max(0.1, min(0.5, ABOVE / len(done)))
     loud = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,29 @@ from metarun.sweep.trial import Goal
 METRICS = "metrics.jsonl"
 
 
-def rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole rows of a file from byte `start` on, and where the next begins. None of a file that is not there."""
+@dataclass(frozen=True)
+class Mark:
+    """How far a file was read. A run that goes on has its rows up to its checkpoint in a new file of the same name."""
+
+    inode: int = 0
+    read: int = 0
+
+
+def rows(path: Path, mark: Mark = Mark()) -> tuple[list[dict[str, Any]], Mark]:
+    """The whole rows behind the mark, all those of another file, and the mark of the end.
+
+    None of a file that is not there.
+    """
     try:
         with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            start = mark.read if inode == mark.inode else 0
             file.seek(start)
             content = file.read()
     except FileNotFoundError:
-        return [], start
+        return [], mark
     whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+    return [json.loads(line) for line in whole.splitlines()], Mark(inode, start + len(whole))
 
 
 def reports(found: list[dict[str, Any]], goal: Goal) -> Iterator[tuple[int, float]]:

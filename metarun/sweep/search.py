@@ -7,8 +7,7 @@ ever unpickled, and what a sampler draws for trial n depends on the seed, n and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from metarun.sweep.settings import SweepSettings
@@ -48,33 +47,27 @@ class Search:
         self._rest = [key for key in space if key not in groups]
         self._goal, self._validations = goal, validations
         self._trials: dict[int, Any] = {}
-        self._seen: set[tuple[Any, ...]] = set()
+        self._reports: dict[int, int] = {}
         self._made = self._study()
         self._plan = [self._typed(params) for params in settings.enqueue]
         finite = count(space)
-        self.all: list[Params] | None = None
-        """every setting there is, where that is not too many to tell"""
-        if finite is not None and finite <= ENUMERABLE:
-            self.all = list(self._every())
-        elif settings.sampler == "grid":
-            self.all = list(islice(self._every(), finite))
+        told = finite is not None and (finite <= ENUMERABLE or settings.sampler == "grid")
+        self._left = self._every() if told else None
+        self.size = None if self._left is None else len(self._left)
+        """how many settings there are; None: more than are told apart"""
 
     def ask(self, number: int) -> Params | None:
         """The setting of the next trial; None: there is none that was not tried."""
         if number < len(self._plan):
             return self._take(number, self._plan[number])
-        left: list[Params] = []
-        if self.all is not None:
-            left = [params for params in self.all if _key(params) not in self._seen]
-            if not left:
-                return None
-            if self._settings.sampler == "grid":
-                return self._take(number, left[0])
-        for attempt in range(ATTEMPTS):
-            params = self._take(number, None, attempt)
-            if params is not None:
-                return params
-        return self._take(number, left[0])  # nearly all were tried: the sampler would be long in finding one
+        if self._left is not None and not self._left:
+            return None
+        if self._settings.sampler != "grid":
+            for attempt in range(ATTEMPTS):
+                if (params := self._take(number, None, attempt)) is not None:
+                    return params
+        # Nearly all were tried: the sampler would be long in finding one that was not.
+        return self._take(number, next(iter((self._left or {}).values())))
 
     def replay(self, events: Sequence[Event]) -> None:
         """Goes through what has been, to go on from there."""
@@ -96,9 +89,9 @@ class Search:
     def reported(self, number: int, value: float) -> bool:
         """Takes the next validation's value; whether the trial is to be given up."""
         trial = self._trials[number]
-        done = len(self._made._storage.get_trial(trial._trial_id).intermediate_values)
-        trial.report(value, done + 1)
-        return done + 1 < self._validations and trial.should_prune()
+        done = self._reports[number] = self._reports.get(number, 0) + 1
+        trial.report(value, done)
+        return done < self._validations and trial.should_prune()
 
     def ended(self, number: int, state: str, value: float | None) -> None:
         from optuna.trial import TrialState
@@ -119,13 +112,14 @@ class Search:
         there = self._there(drawn)
         drawn |= {key: self._draw(trial, key) for key in self._rest if key in there}
         drawn = {key: drawn[key] for key in self._space if key in drawn}
-        if params is None and self.all is not None and _key(drawn) in self._seen:
+        if params is None and self._left is not None and _key(drawn) not in self._left:
             from optuna.trial import TrialState
 
             self._made.tell(trial, state=TrialState.FAIL)
             return None
         self._trials[number] = trial
-        self._seen.add(_key(drawn))
+        if self._left is not None:
+            self._left.pop(_key(drawn), None)
         return drawn
 
     def _draw(self, trial: Any, key: str) -> Any:
@@ -137,15 +131,14 @@ class Search:
             return trial.suggest_int(key, int(low), int(high), step=dimension.step, log=dimension.log)
         return trial.suggest_float(key, low, high, log=dimension.log)
 
-    def _every(self) -> Iterator[Params]:
-        """All settings, those once that differ in what they do not have."""
-        seen = set()
+    def _every(self) -> dict[tuple[Any, ...], Params]:
+        """All settings in order, those once that differ in what they do not have."""
+        found: dict[tuple[Any, ...], Params] = {}
         for params in grid(self._space):
             there = self._there({key: params[key] for key in self._groups})
             kept = {key: value for key, value in params.items() if key in there or key in self._groups}
-            if _key(kept) not in seen:
-                seen.add(_key(kept))
-                yield kept
+            found.setdefault(_key(kept), kept)
+        return found
 
     def _typed(self, params: Params) -> Params:
         """With values of the very types of the space, as 1 and 1.0 are one to read and two to tell apart."""

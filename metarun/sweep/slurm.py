@@ -11,7 +11,6 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -54,9 +53,6 @@ class Slurm:
         for name in SLURMS_OWN:
             if name in self.more:
                 raise ValueError(f"more.{name}: is set by the sweep: cores by device.threads, the rest by its own keys")
-
-    def warmed(self) -> AbstractContextManager[Slurm]:
-        return nullcontext(self)
 
     def open(self, needs: Needs, workers: int | None, at_most: int) -> SlurmPool:
         try:

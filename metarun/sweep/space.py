@@ -10,6 +10,7 @@ from math import isfinite, prod
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from metarun.sweep.trial import Choice, Dimension, Interval, Params, Space, Value
+from metarun.sweep.words import typed
 from metarun.types import InputError
 
 MOST = 100_000
@@ -82,13 +83,6 @@ def _options(override: Override) -> Iterator[Value]:
         yield value if isinstance(value, (bool, int, float)) else text
 
 
-def option(key: str, value: Value) -> str:
-    """A setting as Hydra reads it: `train.lr=0.001`"""
-    if value is None or isinstance(value, bool):
-        return f"{key}={'null' if value is None else str(value).lower()}"
-    return f"{key}={value if isinstance(value, str) else repr(value)}"
-
-
 def count(space: Space) -> int | None:
     """How many settings a space holds; None where an interval makes them endless."""
     numbers = [size(dimension) for dimension in space.values()]
@@ -128,7 +122,7 @@ def holds(dimension: Dimension, value: Value) -> bool:
 def shown(dimension: Dimension) -> str:
     """As it would be typed."""
     if isinstance(dimension, Choice):
-        return ",".join(option("", one)[1:] for one in dimension.options)
+        return ",".join(map(typed, dimension.options))
     low, high = (f"{end:g}" for end in (dimension.low, dimension.high))
     if dimension.whole and dimension.step != 1:
         return f"range({low},{int(dimension.high) + 1},{dimension.step})"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from metarun.files import write_atomic
-from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Trial
+from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Params, Trial
 from metarun.types import InputError
 
 FILE, ABOUT, TRIAL, RESULT, STOP = "study.jsonl", "sweep.json", "trial.json", "result.json", "stop"
@@ -39,8 +39,10 @@ class Study:
             _write(path, self.events)
         self._file = path.open("a", encoding="utf-8")
 
-    def asked(self, trial: Trial) -> None:
-        self._add({"asked": trial.number, "params": trial.params}, sure=True)
+    def asked(self, params: Params) -> Trial:
+        """The next trial, which has begun with this."""
+        self._add({"asked": len(self.trials), "params": params}, sure=True)
+        return self.trials[-1]
 
     def reported(self, number: int, step: int, value: float) -> None:
         self._add({"reported": number, "step": step, "value": value})
@@ -124,11 +126,6 @@ def locked(folder: Path) -> TextIO:
     file.write(f"process {os.getpid()}")
     file.flush()
     return file
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:

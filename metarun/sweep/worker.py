@@ -16,8 +16,9 @@ from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+from metarun.files import write_json
 from metarun.sweep.rows import objective
-from metarun.sweep.study import RESULT, STOP, TRIAL, read_json, write_json
+from metarun.sweep.study import RESULT, STOP, TRIAL, read_json
 from metarun.sweep.trial import COMPLETE, FAILED, PRUNED, Goal
 
 if TYPE_CHECKING:

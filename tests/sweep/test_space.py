@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metarun.sweep.space import count, grid, holds, option, shown, split
+from metarun.sweep.space import count, grid, holds, shown, split
 from metarun.sweep.trial import Choice, Interval
+from metarun.sweep.words import typed
 from metarun.types import InputError
 
 
@@ -72,7 +73,7 @@ def test_what_is_shown_means_the_same_when_it_is_typed() -> None:
     )
     assert parsed(*(f"{key}={shown(dimension)}" for key, dimension in space.items()))[1] == space
     values = [True, None, 1e-05, 0.1 + 0.2, 3, "maml", "[4]"]
-    read = [o.value() for o in OverridesParser.create().parse_overrides([option("a", value) for value in values])]
+    read = [o.value() for o in OverridesParser.create().parse_overrides([f"a={typed(value)}" for value in values])]
     assert read == [*values[:-1], [4]]
 
 
