@@ -254,7 +254,8 @@ class App:
                         compose(self.command, [*words, about, *others])
         except Exception as e:
             self.overrides = [*self.overrides, about] if about else self.overrides
-            raise _Refused((f"{about}: " if about else "") + self.explain(e)) from e
+            said = self.explain(e)
+            raise _Refused(f"{about}: {said}" if about and not said.startswith(about) else said) from e
         self.there = next(p for p in (wanted, *wanted.parents) if p.exists())
         return wanted
 

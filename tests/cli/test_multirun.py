@@ -6,8 +6,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from commandline import TINY, Said, files, started, typed
-from test_resume import LONG, at_step, finish, same_run, whole  # noqa: F401
+from commandline import TINY, Said, files, started
+from test_resume import at_step, finish, same_run
 
 Metarun = Callable[..., Said]
 
@@ -45,7 +45,7 @@ def test_unknown_names_stop_all_jobs_before_the_first(metarun: Metarun, tmp_path
     """Also the third of three choices, and a key that only one of them has."""
     said = metarun("train", "-m", *TINY, "algo=protonet,maml,mamll")
     assert said.code == 2
-    assert said.errors == ["algo=mamll: algo=mamll: no such algo; did you mean maml or imaml?"]
+    assert said.errors == ["algo=mamll: no such algo; did you mean maml or imaml?"]
     said = metarun("train", "-m", *TINY, "algo=maml,protonet", "algo.inner_lr=0.1,0.2")
     assert said.errors == [
         "algo=protonet: algo.inner_lr: no such setting; "
@@ -63,8 +63,9 @@ def test_values_that_are_lists_or_quoted_may_be_swept(metarun: Metarun, tmp_path
     assert len(jobs(tmp_path)) == 4
 
 
-def test_ctrl_c_ends_all_jobs(whole: Path, tmp_path: Path) -> None:  # noqa: F811
-    process = started(tmp_path, "train", "-m", *LONG, "seed=0,1,2")
+def test_ctrl_c_ends_all_jobs(metarun: Metarun, tmp_path: Path) -> None:
+    words = [*TINY, "train.iterations=400", "train.log_every=5", "train.val_every=100", "checkpoint.every=7"]
+    process = started(tmp_path, "train", "-m", *words, "seed=0,1,2")
     run = at_step(tmp_path, 13, process)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
@@ -73,9 +74,10 @@ def test_ctrl_c_ends_all_jobs(whole: Path, tmp_path: Path) -> None:  # noqa: F81
     assert "go on with: metarun train resume=" in out
     assert run in jobs(tmp_path)
     assert f"hydra.sweep.dir={run.parent.relative_to(tmp_path)}" in out
-    first = run.parent / "0"  # with the seed of the run that was never stopped
-    assert typed(tmp_path, "train", f"resume={first}").code == 0
-    assert same_run(first, whole)
+    assert metarun("train", f"resume={run}").code == 0
+    assert metarun("train", *words, f"seed={run.name}").code == 0
+    (whole,) = tmp_path.glob("outputs/train/*/*")
+    assert same_run(run, whole)
 
 
 def test_the_same_words_go_on_in_the_same_folder(metarun: Metarun, tmp_path: Path) -> None:
