@@ -10,7 +10,8 @@ import torch
 from commandline import TINY, Said, inside, typed
 from test_resume import rows, same_run
 
-from metarun import config, run, runs
+from metarun import config, runs
+from metarun.build import sampler
 
 Metarun = Callable[..., Said]
 
@@ -40,7 +41,7 @@ def test_all_runs_are_tested_on_the_same_tasks(made: Path, tmp_path: Path) -> No
         plans = [config.read(runs.read_config(folder)) for folder in (made, tmp_path / "maml")]
 
     def episodes(split: str) -> list[list[torch.Tensor]]:
-        drawn = [run.sampler(plan, split, plan.dataset.load(split, plan.data_root))(5, 20) for plan in plans]
+        drawn = [sampler(plan, split, plan.dataset.load(split, plan.place))(5, 20) for plan in plans]
         return [list(each) for each in drawn]
 
     for split in ("val", "test"):
