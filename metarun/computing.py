@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from metarun.config import Plan
+from metarun.data import cache
 from metarun.device import allow_tf32
 from metarun.engine import stacked
 from metarun.engine.distributed import Ranks
@@ -25,9 +28,32 @@ def computing(
 ) -> Computed:
     """As the device's settings would have it; `say` tells what was not possible."""
     compute = with_tf32(computed) if plan.device.precision == "tf32" else computed
+    if (portion := compiling(plan, device, state, say)) is not None:
+        compute = partial(compute, portion=portion)
     if device.type != "cuda" or not plan.device.graph or ranks.count > 1 or not episodes.steady:
         return compute
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
+
+
+def compiling(
+    plan: Plan, device: torch.device, state: TrainState, say: Callable[[str], None]
+) -> Callable[..., Any] | None:
+    """What computes the gradient of some tasks from a list; None: it is computed as it comes."""
+    wanted = plan.device.compile
+    if wanted is False or (wanted == "auto" and device.type != "cpu"):
+        return None
+    from metarun.engine.compiled import Compiled
+
+    left = None if wanted is True else lambda: plan.train.iterations - state.step
+    return Compiled(say, left, compiler(device))
+
+
+def compiler(device: torch.device) -> Callable[..., Any] | None:
+    """What makes kernels for the device of a list of operations; None: torch's own are as fast."""
+    if device.type == "cpu":
+        return None
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.folder() / "kernels"))  # for the runs to come
+    return partial(torch.compile, fullgraph=True, dynamic=False)
 
 
 def computing_together(

@@ -82,7 +82,7 @@ def watched(session: Session, state: TrainState, settings: ProfileSettings, trac
     plan, cuda = session.plan, session.device.type == "cuda"
     net_at, ticket = networks(plan, session.net), tickets(plan.seed)
     chunk = portion(session, state, ALONE, print)
-    as_it_comes = replace(plan, device=replace(plan.device, graph=False))  # a recorded step has no phases
+    as_it_comes = replace(plan, device=replace(plan.device, graph=False, compile=False))  # such a step has no phases
     compute = computing(as_it_comes, session.device, state, session.train, ALONE, print)
 
     def step() -> None:

@@ -129,10 +129,14 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """Where, how and in what portions to compute. But for `precision`, nothing here changes what is computed.
+    """Where, how and in what portions to compute.
+
+    But for `precision`, and `compile` on a GPU, nothing here changes what is computed.
 
     `precision` is that of a training step's products and convolutions (`tf32`: on a GPU; `bf16`: the network's alone);
-    all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed.
+    all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed; with
+    `compile` the gradient of a step is taken apart once and done from a list (`auto`: on a CPU, where a run is long
+    enough to earn that back; see `metarun.engine.compiled`).
     `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`; `chunk` tasks of
     the meta-batch at a time (None: all; `auto`: as many as the memory holds), and fewer when they turn out to be too
     many. `checkpoint_inner`: inner steps are computed again for their gradient, in place of being kept. `eval_batch`
@@ -144,6 +148,7 @@ class DeviceSettings:
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))
     precision: str = setting("fp32", choices=("fp32", "tf32", "bf16"))
     graph: bool = setting(True)
+    compile: bool | Literal["auto"] = setting("auto")
     processes: int | str = setting(1)
     chunk: int | Literal["auto"] | None = setting("auto", least=1)
     checkpoint_inner: bool = setting(False)

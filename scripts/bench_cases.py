@@ -100,23 +100,27 @@ def drawn(case: Case) -> tuple[Any, Any, dict[str, Tensor]]:
     return algorithm, net, algorithm.init(net, torch.Generator().manual_seed(0))
 
 
-def metarun(case: Case, dtype: torch.dtype, device: torch.device) -> Built:
+def metarun(case: Case, dtype: torch.dtype, device: torch.device, listed: bool = False) -> Built:
+    """`listed`: as `device.compile=true` has it"""
+    from metarun.computing import compiler
+    from metarun.engine.compiled import Compiled
     from metarun.engine.state import TrainState
-    from metarun.engine.step import meta_gradient, train_step
+    from metarun.engine.step import as_it_comes, meta_gradient, train_step
     from metarun.types import EpisodeBatch
 
     algorithm, net, weights = drawn(case)
     meta = {name: w.to(device, dtype).requires_grad_() for name, w in weights.items()}
     state = TrainState(meta, torch.optim.Adam(meta.values()))
+    portion = Compiled(lambda line: None, compiler=compiler(device)) if listed else as_it_comes
     batch = EpisodeBatch(*episodes(case, dtype, device))
 
     def gradient(draw: int) -> Tensor:
         first = {name: w.to(device, dtype).requires_grad_() for name, w in drawn(case)[2].items()}
-        meta_gradient(algorithm, net, first, EpisodeBatch(*episodes(case, dtype, device, draw)))
+        meta_gradient(algorithm, net, first, EpisodeBatch(*episodes(case, dtype, device, draw)), portion=portion)
         return flat(list(first.values()))
 
     def step() -> None:
-        train_step(algorithm, net, state, batch)
+        train_step(algorithm, net, state, batch, portion=portion)
 
     return Built(gradient, step)
 
@@ -257,9 +261,11 @@ def flat(weights: list[Tensor]) -> Tensor:
 
 
 def peers_of(case: Case) -> list[str]:
-    return ["higher", "torchopt", "loop"] if case.method in ("maml", "anil") else ["loop"]
+    return ["compiled", "higher", "torchopt", "loop"] if case.method in ("maml", "anil") else ["compiled", "loop"]
 
 
 def built(system: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Built:
     where = torch.device(device)
-    return metarun(case, dtype, where) if system == "metarun" else plain(case, dtype, where, system)
+    if system in ("metarun", "compiled"):
+        return metarun(case, dtype, where, system == "compiled")
+    return plain(case, dtype, where, system)

@@ -2,7 +2,8 @@
 
     right      meta-gradients in fp32, tf32 and bf16 against float64 on the CPU; a recorded run against one that is not
     steps      MAML 5-way 1-shot, whole steps, episodes and optimizer too: as they come, recorded (device.graph), with
-               tf32 and bf16, beside `higher`, TorchOpt and the plain loop (gradient and optimizer alone), and JAX
+               device.compile, tf32 and bf16, beside `higher`, TorchOpt and the plain loop (gradient and optimizer alone),
+               and JAX
     layers     each convolution of a step, grouped and as patches times weights
     recipe     `metarun train experiment=omniglot_maml_5w1s`: 60,000 iterations, their time and accuracy
 
@@ -21,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -31,9 +33,10 @@ import torch.nn.functional as F
 from bench_cases import CASES, built, drawn, episodes, flat
 from torch import Tensor
 
-from metarun.computing import with_tf32
+from metarun.computing import compiler, with_tf32
 from metarun.data.bank import ClassBank
 from metarun.device import allow_tf32, describe, pick
+from metarun.engine.compiled import Compiled
 from metarun.engine.graph import Recorded
 from metarun.engine.loop import Computed, computed, meta_update
 from metarun.engine.state import TrainState
@@ -113,9 +116,11 @@ def right() -> dict[str, float]:
 def steps() -> dict[str, float]:
     """Seconds of a step"""
     items, wait, found = bank(), torch.cuda.synchronize, dict[str, float]()
+    compiled = Compiled(print, compiler=compiler(CUDA))
     for name, compute, low in (
         ("as it comes", computed, False),
         ("recorded", Recorded(computed, CUDA, print), False),
+        ("recorded, compiled", Recorded(partial(computed, portion=compiled), CUDA, print), False),
         ("recorded, tf32", Recorded(with_tf32(computed), CUDA, print), False),
         ("recorded, bf16", Recorded(computed, CUDA, print), True),
     ):

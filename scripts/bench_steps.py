@@ -1,9 +1,10 @@
 """A meta-step of metarun beside the same work in its peers, in turns.
 
-Peers are `higher`, TorchOpt and the plain task loop. Each system is a process of its own, as its users have it, and
-works while all others wait. Beside the times: the most memory that each took; how far its meta-gradient is from the one
-in float64, of its norm, the median of five draws (one ReLU that falls on the other side outweighs all rounding); and
-how far metarun is from the arithmetic, counted, at the rate of a matrix product here.
+Peers are `higher`, TorchOpt, the plain task loop, and metarun with `device.compile=true`. Each system is a process of
+its own, as its users have it, and works while all others wait. Beside the times: the most memory that each took; how
+far its meta-gradient is from the one in float64, of its norm, the median of five draws (one ReLU that falls on the
+other side outweighs all rounding); and how far metarun is from the arithmetic, counted, at the rate of a matrix product
+here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def memory(what: str) -> int:
 def serve(system: str, case: Case, threads: int, device: str, asked: Connection) -> None:
     """The process of one system: answers "gradients", "step", "memory" and "flops" until it hears "end"."""
     torch.set_num_threads(threads)
-    if system == "metarun":
+    if system in ("metarun", "compiled"):
         pick(DeviceSettings(kind=device))
     exact = system == "float64"
     before = memory("VmRSS")
@@ -149,7 +150,7 @@ def show(result: dict[str, Any]) -> None:
     print(f"{'':18}{'median':>9}{'quartiles':>17}{'ratio':>7}{'memory':>10}{'gradient error':>16}")
     for system, found in result["systems"].items():
         low, high = found["quartiles"]
-        name = {"metarun": f"metarun {__version__}", "loop": "plain loop"}.get(system, system)
+        name = {"metarun": f"metarun {__version__}", "compiled": "  compiled", "loop": "plain loop"}.get(system, system)
         print(
             f"{name:<18}{found['median']:>8.3f}s{low:>9.3f} -{high:>6.3f}{found['ratio']:>7.2f}"
             f"{found['memory'] / 1e6:>7.0f} MB{found['gradient_error']:>16.0e}"
@@ -176,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (all)")
     parser.add_argument("--seconds", type=float, default=40, help="of steps for each case, 5 of each at least (40)")
-    parser.add_argument("--peers", default="higher,torchopt,loop")
+    parser.add_argument("--peers", default="compiled,higher,torchopt,loop")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="a file for all figures, as JSON")
     parser.add_argument("--quick", action="store_true", help="the plain loop only; fails if metarun became slow")

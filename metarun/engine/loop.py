@@ -15,7 +15,7 @@ from metarun.counter import Number, mix
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.evaluate import Score
 from metarun.engine.state import TrainState
-from metarun.engine.step import update
+from metarun.engine.step import Portion, as_it_comes, update
 from metarun.measures import Measure
 from metarun.settings import TrainSettings
 from metarun.types import Algorithm, Episodes, Net, TrainingError
@@ -36,6 +36,7 @@ def computed(
     chunk: int | None,
     ranks: Ranks = ALONE,
     say: Callable[[str], None] = lambda line: None,
+    portion: Portion = as_it_comes,
 ) -> dict[str, Tensor]:
     """What the device does of a step, episodes and all; its mean metrics, still there.
 
@@ -46,7 +47,7 @@ def computed(
     with record_function(EPISODES):
         drawn = episodes(own, len(part))
     penalty = (settings.l1, settings.l2)
-    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share, say)
+    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share, say, portion)
 
 
 Computed = Callable[..., dict[str, Tensor]]

@@ -67,6 +67,24 @@ def add_shares(totals: Meta, values: Meta, tasks: int, axis: int = 0) -> None:
         totals[name] = totals[name] + share if name in totals else share
 
 
+def as_it_comes(
+    algorithm: Algorithm, net: Net, meta: Meta, running: Meta, part: Ticketed, tasks: int
+) -> tuple[Meta, Meta]:
+    """Adds to `.grad` what these of so many `tasks` have in the gradient of the mean loss.
+
+    Returns the metrics and the norm statistics of each.
+    """
+    with record_function(LOSSES):
+        out = vmap(task_loss(algorithm, net, meta, running))(part)
+    with record_function(GRADIENT):
+        (out.loss.sum() / tasks).backward()
+    return out.metrics, out.moments
+
+
+Portion = Callable[[Algorithm, Net, Meta, Meta, Ticketed, int], tuple[Meta, Meta]]
+"""`as_it_comes`, or what does the same in another way"""
+
+
 def meta_gradient(
     algorithm: Algorithm,
     net: Net,
@@ -75,6 +93,7 @@ def meta_gradient(
     chunk: int | None = None,
     running: Meta | None = None,
     first_ticket: Number = 0,
+    portion: Portion = as_it_comes,
 ) -> tuple[dict[str, Tensor], Meta]:
     """Adds the gradient of the mean task loss to `.grad` of every tensor in `meta`.
 
@@ -85,14 +104,10 @@ def meta_gradient(
     metrics: dict[str, Tensor] = {}
     moments: Meta = {}
     tickets = counted(first_ticket, tasks, episodes.query_x.device)
-    one = task_loss(algorithm, net, meta, running or {})
     for part in in_chunks(Ticketed(episodes, tickets), chunk):
-        with record_function(LOSSES):
-            out = vmap(one)(part)
-        with record_function(GRADIENT):
-            (out.loss.sum() / tasks).backward()
-        add_shares(metrics, out.metrics, tasks)
-        add_shares(moments, out.moments, tasks)
+        found, met = portion(algorithm, net, meta, running or {}, part, tasks)
+        add_shares(metrics, found, tasks)
+        add_shares(moments, met, tasks)
     return metrics, moments
 
 
@@ -119,6 +134,7 @@ def update(
     ranks: Ranks = ALONE,
     share: float = 1.0,
     say: Callable[[str], None] = lambda line: None,
+    portion: Portion = as_it_comes,
 ) -> dict[str, Tensor]:
     """What the device does of a meta-update; returns the mean metrics, still there.
 
@@ -129,7 +145,7 @@ def update(
 
     def gradient(chunk: int | None) -> tuple[dict[str, Tensor], Meta]:
         state.optimizer.zero_grad(set_to_none=True)
-        return meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket)
+        return meta_gradient(algorithm, net, state.meta, episodes, chunk, state.running, first_ticket, portion)
 
     metrics, moments = in_portions(gradient, [state], algorithm, len(episodes.support_x), chunk, say)
     slopes = [w.grad for w in state.meta.values() if w.grad is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,11 +12,12 @@ from metarun.data.bank import ClassBank
 from metarun.data.sampler import EpisodeSampler
 from metarun.device import allow_tf32
 from metarun.engine import stacked
+from metarun.engine.compiled import Compiled
 from metarun.engine.evaluate import Score
 from metarun.engine.graph import RecordedTogether
 from metarun.engine.loop import Course
 from metarun.engine.state import TrainState
-from metarun.engine.step import meta_gradient, train_step
+from metarun.engine.step import as_it_comes, meta_gradient, train_step
 from metarun.measures import MEASURES
 from metarun.models.conv4 import Conv4
 from metarun.settings import TrainSettings
@@ -44,6 +47,22 @@ def test_meta_gradient_is_that_of_the_cpu_in_float64() -> None:
         meta_gradient(algorithm, net, meta, EpisodeBatch(support_x.double(), support_y, query_x.double(), query_y))
         grads.append(torch.cat([w.grad.flatten().cpu() for w in meta.values() if w.grad is not None]))
     assert (grads[0] - grads[1]).norm() <= 1e-9 * grads[0].norm()
+
+
+def test_a_compiled_gradient_is_that_as_it_comes() -> None:
+    algorithm, net, said = MAML(), Conv4(item_shape=(1, 28, 28), outputs=5, filters=8), list[str]()
+    drawn = algorithm.init(net, torch.Generator().manual_seed(0))
+    meta = {name: w.cuda().requires_grad_() for name, w in drawn.items()}
+    compiled = Compiled(said.append, compiler=partial(torch.compile, fullgraph=True, dynamic=False))
+    grads = []
+    for portion in (as_it_comes, compiled, compiled):
+        for w in meta.values():
+            w.grad = None
+        meta_gradient(algorithm, net, meta, sampler("cuda")(0, 4), portion=portion)
+        grads.append(torch.cat([w.grad.flatten() for w in meta.values() if w.grad is not None]))
+    assert said[0].startswith("a step was compiled")
+    for found in grads[1:]:
+        assert (found - grads[0]).norm() <= 1e-3 * grads[0].norm()
 
 
 def test_a_step_does_not_wait_for_the_device() -> None:
