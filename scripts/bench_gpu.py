@@ -2,8 +2,8 @@
 
     right      meta-gradients in fp32, tf32 and bf16 against float64 on the CPU; a recorded run against one that is not
     steps      MAML 5-way 1-shot, whole steps, episodes and optimizer too: as they come, recorded (device.graph), with
-               device.compile, tf32 and bf16, beside `higher`, TorchOpt and the plain loop (gradient and optimizer alone),
-               and JAX
+               device.compile, tf32 and bf16, beside `higher`, TorchOpt and the plain loop (gradient and optimizer
+               alone), and JAX
     layers     each convolution of a step, grouped and as patches times weights
     recipe     `metarun train experiment=omniglot_maml_5w1s`: 60,000 iterations, their time and accuracy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -22,9 +23,11 @@ from metarun.types import Algorithm, EpisodeBatch, Meta, Net
 MOST = 8
 """lists; a method that is another at every step has as many as steps, and its later ones are computed as they come"""
 EARNED = 900.0
-"""seconds that a run has left to go where a list is worth its while: it saves 3 to 12 % of them, and takes 5 to 15"""
+"""seconds that a run has left to go where a list is worth its while: it takes 5 to 15, and saves a tenth at most"""
 WARM = 2
 """portions of a kind that are computed before the next is timed"""
+ROUNDS = 5
+"""of a list that must be worth its while: it and what it is to replace, in turns, and the faster stays"""
 
 Flat = list[Tensor]
 
@@ -40,7 +43,10 @@ class Kind:
     seconds: float = 0.0
     """that the last one took as it came"""
     replay: Callable[[Flat], list[Meta]] | None = None
-    failed: bool = False
+    rivals: tuple[list[float], list[float]] | None = None
+    """seconds as it comes and from the list, while the two are compared"""
+    over: bool = False
+    """whether it is known that there is to be no list"""
 
 
 class Compiled:
@@ -64,21 +70,21 @@ class Compiled:
     ) -> tuple[Meta, Meta]:
         given = [*meta.values(), *running.values(), *part.episode, part.ticket]
         kind = self._kind(net, (algorithm, tasks, [(t.shape, t.dtype, t.device) for t in given]))
-        if kind is not None and kind.replay is None and not kind.failed and self._worth(kind, len(part.ticket), tasks):
+        if kind is None:
+            return as_it_comes(algorithm, net, meta, running, part, tasks)
+        if kind.replay is None and not kind.over and self._worth(kind, len(part.ticket), tasks):
             self._make(kind, flat(algorithm, net, meta, running, tasks), given)
-        if kind is None or kind.replay is None:
-            began = perf_counter()
+        began = perf_counter()
+        turn = kind.rivals is not None and len(kind.rivals[0]) <= len(kind.rivals[1])  # of what it is to replace
+        if kind.replay is None or turn:
             out = as_it_comes(algorithm, net, meta, running, part, tasks)
-            if kind is not None:
-                kind.taken, kind.seconds = kind.taken + 1, perf_counter() - began
-            return out
-        with torch.no_grad():
-            slopes, metrics, moments = kind.replay([t.detach() for t in given])
-            for name, slope in slopes.items():
-                w = meta[name]
-                # A copy, as two weights may have been given one tensor, or a tensor all of whose places are one.
-                w.grad = torch.empty_like(w).copy_(slope) if w.grad is None else w.grad.add_(slope)
-        return metrics, moments
+        else:
+            out = replayed(kind.replay, meta, given)
+        kind.taken, kind.seconds = kind.taken + 1, perf_counter() - began
+        if kind.rivals is not None:
+            kind.rivals[not turn].append(kind.seconds)
+            self._compare(kind, *kind.rivals)
+        return out
 
     def _kind(self, net: Net, others: tuple[Any, ...]) -> Kind | None:
         for kind in self._kinds:
@@ -106,11 +112,31 @@ class Compiled:
         except Exception as e:
             if is_about_memory(e):
                 raise
-            kind.failed = True
+            kind.over = True
             why = " ".join(str(e).split())[:120] or type(e).__name__
             self._say(f"steps are computed as they come, for they could not be compiled: {why}")
         else:
+            kind.rivals = None if self._left is None else ([], [])
             self._say(f"a step was compiled in {perf_counter() - began:.0f} s")
+
+    def _compare(self, kind: Kind, before: list[float], listed: list[float]) -> None:
+        if len(listed) < ROUNDS:
+            return
+        kind.rivals = None
+        if median(listed) >= median(before):
+            kind.replay, kind.over = None, True
+            self._say("it is no faster so; steps are computed as they come")
+
+
+def replayed(replay: Callable[[Flat], list[Meta]], meta: Meta, given: Flat) -> tuple[Meta, Meta]:
+    """What `as_it_comes` does and gives, from a list."""
+    with torch.no_grad():
+        slopes, metrics, moments = replay([t.detach() for t in given])
+        for name, slope in slopes.items():
+            w = meta[name]
+            # A copy, as two weights may have been given one tensor, or a tensor all of whose places are one.
+            w.grad = torch.empty_like(w).copy_(slope) if w.grad is None else w.grad.add_(slope)
+    return metrics, moments
 
 
 def flat(algorithm: Algorithm, net: Net, meta: Meta, running: Meta, tasks: int) -> Callable[[Flat], list[Meta]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from time import sleep
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from metarun.algorithms.maml import MAML
 from metarun.engine import compiled
-from metarun.engine.compiled import MOST, Compiled
+from metarun.engine.compiled import MOST, ROUNDS, WARM, Compiled
 from metarun.engine.state import TrainState
 from metarun.engine.step import Portion, as_it_comes, meta_gradient, update
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss
@@ -97,6 +98,30 @@ def test_a_run_that_is_soon_over_has_no_list_made(left: int, lists: int, counted
     for _ in range(6):
         assert same(gradient(*given, portion), gradient(*given, as_it_comes))
     assert len(counted) == lists
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_list_stays_only_where_it_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, replayed = list[int](), compiled.replayed
+
+    def slowed(f: Callable[..., Any], slow: bool, *given: Any) -> Any:
+        if slow:
+            sleep(0.1)
+        return f(*given)
+
+    def count(*given: Any) -> Any:
+        used.append(1)
+        return slowed(replayed, not faster, *given)
+
+    monkeypatch.setattr(compiled, "replayed", count)
+    monkeypatch.setattr(compiled, "as_it_comes", partial(slowed, as_it_comes, faster))
+    algorithm, net, said = make_algorithm("protonet"), make_net(MLP), list[str]()
+    given = algorithm, net, make_meta(algorithm, net), make_episodes()
+    portion = Compiled(said.append, lambda: 10**9)
+    for _ in range(WARM + 1 + 2 * ROUNDS + 10):
+        gradient(*given, portion)
+    assert len(used) == (ROUNDS + 10 if faster else ROUNDS)
+    assert said[1:] == ([] if faster else ["it is no faster so; steps are computed as they come"])
 
 
 def test_of_a_method_that_always_changes_only_some_are_kept(counted: list[int]) -> None:
