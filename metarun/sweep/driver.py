@@ -240,10 +240,11 @@ class Driver:
         for step, value in reports(found, self.goal):
             if step in trial.reports:
                 continue
-            self.study.reported(trial.number, step, value)
-            self.listener.reported(trial, step, value)
+            # What is decided by a report is marked before that counts as read, so that no kill comes between the two.
             if self.asker.reported(trial.number, value) and not (run.folder / STOP).exists():
                 (run.folder / STOP).touch()
+            self.study.reported(trial.number, step, value)
+            self.listener.reported(trial, step, value)
 
     def _lost(self, run: Run, code: int) -> None:
         """Its process has ended, and it does not say how it went: killed from outside, or crashed."""
