@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import sys
 from pathlib import Path
 
 import pytest
+from terminal import lines, on_a_real_one, terminal
 
 from metarun.loggers import console
 from metarun.loggers.console import Console, describe
@@ -18,28 +17,9 @@ TRAIN = {"step": 10, "split": "train", "loss": 0.5117, "accuracy": 0.8123}
 VAL = {"step": 10, "split": "val", "accuracy": 0.9}
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def lines(text: str) -> list[str]:
-    """What stood on the screen at one time or another."""
-    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log.txt"
-
-
-def terminal(patch: pytest.MonkeyPatch, kind: str = "xterm") -> Terminal:
-    """What this process writes to from here on."""
-    patch.setenv("TERM", kind)
-    patch.setenv("COLUMNS", "80")
-    screen = Terminal()
-    patch.setattr(sys, "stdout", screen)
-    return screen
 
 
 def test_words() -> None:
@@ -106,9 +86,6 @@ def test_the_bar_fits_80_columns(log: Path, monkeypatch: pytest.MonkeyPatch, ite
 
 
 def test_the_bar_moves_by_itself_on_a_real_terminal(tmp_path: Path) -> None:
-    import pty
-    import subprocess
-
     script = (
         "import time\nfrom pathlib import Path\nfrom metarun.loggers.console import Console\n"
         "shown = Console(Path('log'), 0, 40)\n"
@@ -117,24 +94,12 @@ def test_the_bar_moves_by_itself_on_a_real_terminal(tmp_path: Path) -> None:
         "    time.sleep(0.03)\n    shown.tick(step)\n"
         "shown.end_progress()\nshown.say('the end')\nshown.close()\n"
     )
-    ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=theirs, stderr=theirs, cwd=tmp_path, env=env)
-    os.close(theirs)
-    seen = b""
-    try:
-        while part := os.read(ours, 65536):
-            seen += part
-    except OSError:
-        pass  # Linux's way to say that the other end is closed
-    os.close(ours)
-    assert process.wait(30) == 0
-    screen = lines(seen.decode())
+    screen = on_a_real_one(script, tmp_path)
     assert max(map(len, screen)) <= 80
     assert any("it/s" in line and " left " in line and "loss" in line for line in screen), screen
     assert any("40/40" in line for line in screen)
     assert "the end" in [line.strip() for line in screen]
-    assert "Traceback" not in seen.decode()
+    assert "Traceback" not in "".join(screen)
 
 
 def test_a_dumb_terminal_gets_plain_lines(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

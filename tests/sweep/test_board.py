@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from terminal import Terminal, on_a_real_one, terminal
 
 from metarun.sweep import table
 from metarun.sweep.table import Board
@@ -232,29 +231,19 @@ def test_no_more_time_is_left_than_the_limit(log: Path, passes: Callable[[float]
 # A terminal
 
 
-class Terminal(io.StringIO):
+class Counting(Terminal):
     drawn = 0
-
-    def isatty(self) -> bool:
-        return True
 
     def write(self, text: str) -> int:
         self.drawn += "trial  settings" in text or "left" in text
         return super().write(text)
 
 
-def terminal(patch: pytest.MonkeyPatch) -> Terminal:
-    for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}.items():
-        patch.setenv(name, value)
-    screen = Terminal()
-    patch.setattr(sys, "stdout", screen)
-    return screen
-
-
 def test_it_is_drawn_when_something_changed_and_twice_a_second_at_most(
     log: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[float], None]
 ) -> None:
-    screen = terminal(monkeypatch)
+    screen = Counting()
+    terminal(monkeypatch, screen=screen)
     board = Board(log, 1000, 2, ACCURACY)
     before = screen.drawn
     for number in range(100):  # in 10 seconds
@@ -308,21 +297,7 @@ print("the end")
 
 
 def test_it_moves_on_a_real_terminal(tmp_path: Path) -> None:
-    import pty
-
-    ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", REAL], stdout=theirs, stderr=theirs, cwd=tmp_path, env=env)
-    os.close(theirs)
-    seen = b""
-    try:
-        while part := os.read(ours, 65536):
-            seen += part
-    except OSError:
-        pass  # Linux's way to say that the other end is closed
-    os.close(ours)
-    assert process.wait(30) == 0
-    screen = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode()))
+    screen = on_a_real_one(REAL, tmp_path)
     assert max(map(len, screen)) <= 80
     assert any(re.search(r"\d  inner_lr=0.[0-9]+ model=conv4 \[red\]", line) for line in screen), screen
     assert any("a line above it" in line for line in screen)
