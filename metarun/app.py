@@ -16,11 +16,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from string import Template
-from textwrap import fill
 from typing import Any, NoReturn
 
 import hydra
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -31,11 +29,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metarun.hints import FEW, did_you_mean, nearest
-from metarun.manual import WIDTH, annotated, notes
+from metarun.hints import did_you_mean, nearest
+from metarun.manual import annotated, groups, notes, row
 
 VERSION_BASE = "1.3"
 FULL_ERROR = "HYDRA_FULL_ERROR"
+SWEEP = "sweep"
+OURS = ("hydra.sweep.dir=", "hydra.searchpath=", "hydra.mode=")
+"""words of Hydra's that a multirun may have and still be run by metarun, side by side"""
 
 
 def run(command: str, args: list[str], conf: Path, started: Callable[[], None]) -> int:
@@ -177,14 +178,14 @@ class App:
             cfg = compose(self.command, self.overrides, return_hydra_config=True)
             choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra")}
             loader = GlobalHydra.instance().config_loader()
-            groups = {group: loader.get_group_options(group) for group in _groups(self.conf, self.command)}
+            options = {group: loader.get_group_options(group) for group in groups(self.conf, self.command)}
         said = notes(self.conf, self.command, choices)
-        width = max(map(len, groups))
+        width = max(map(len, options))
         template = Template(cfg.hydra.help.template)
         with open_dict(cfg):
             del cfg["hydra"]
         return template.substitute(
-            GROUPS="\n".join(_row(group, names, width) for group, names in groups.items()),
+            GROUPS="\n".join(row(group, names, width) for group, names in options.items()),
             CONFIG=annotated(OmegaConf.to_yaml(cfg), said),
         ).strip()
 
@@ -346,7 +347,7 @@ class App:
             return f"'{override}' is no SETTING=VALUE; did you mean {key}={word}?"
         if "=" in word.lstrip("+~="):
             return f"'{override}' cannot be read; quote a value that holds more than a word: 'key=\"a, (b)\"'"
-        for group in _groups(self.conf, self.command):
+        for group in groups(self.conf, self.command):
             if nearest(word, [file.stem for file in (self.conf / group).glob("*.yaml")]):
                 return f"'{override}' is no SETTING=VALUE; did you mean {group}={word}?"
         return f"'{override}' is no SETTING=VALUE, as train.lr=1e-4 is; see metarun {self.command} --help"
@@ -379,15 +380,15 @@ class App:
                 out += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else []
             return out
 
-        groups = _groups(self.conf, self.command)
+        own = groups(self.conf, self.command)
         with self._composer():
-            chosen = [o for o in self.overrides if re.match(r"\w+=\w+$", o) and o.split("=")[0] in groups]
+            chosen = [o for o in self.overrides if re.match(r"\w+=\w+$", o) and o.split("=")[0] in own]
             chosen += [o for o in self.overrides if o.startswith("hydra.searchpath=")]
             try:
                 cfg = compose(self.command, chosen)
             except HydraException:
                 cfg = compose(self.command)
-        return [*groups, *leaves(OmegaConf.to_container(cfg))]  # type: ignore[arg-type]
+        return [*own, *leaves(OmegaConf.to_container(cfg))]  # type: ignore[arg-type]
 
 
 def _parse(args: list[str], command: str) -> argparse.Namespace:
@@ -398,23 +399,3 @@ def _parse(args: list[str], command: str) -> argparse.Namespace:
 
     parser.error = refuse
     return parser.parse_intermixed_args(args)
-
-
-def _row(group: str, names: list[str], width: int) -> str:
-    """A config group and its options, or where to see them if they are many."""
-    text = ", ".join(sorted(names)) if len(names) <= FEW else f"one of {len(names)}: metarun list {group}"
-    return fill(text, WIDTH, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4))
-
-
-SWEEP = "sweep"
-OURS = ("hydra.sweep.dir=", "hydra.searchpath=", "hydra.mode=")
-"""words of Hydra's that a multirun may have and still be run by metarun, side by side"""
-BASES = ("train",)
-"""commands whose config others build on"""
-
-
-def _groups(conf: Path, command: str) -> list[str]:
-    """The config groups that a command lets choose from."""
-    defaults = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
-    own = [key for entry in defaults if isinstance(entry, dict) for key in entry if " " not in key]
-    return own + [key for base in defaults if base in BASES for key in _groups(conf, base)]

@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
+
+import yaml
+
+from metarun.hints import FEW
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# *(?P<note>.*))?$")
 WIDTH, COLUMN, LEAST = 80, 30, 24
+BASES = ("train",)
+"""commands whose config others build on"""
 
 
 def notes(conf: Path, command: str, choices: Mapping[str, str | None]) -> dict[str, str]:
@@ -54,3 +60,16 @@ def annotated(config: str, said: Mapping[str, str]) -> str:
         first, *more = wrap(said[key], WIDTH - start - 2)
         out += [f"{line:<{start}}# {first}", *(f"{'':<{start}}# {rest}" for rest in more)]
     return "\n".join(out)
+
+
+def row(group: str, names: list[str], width: int) -> str:
+    """A config group and its options, or where to see them if they are many."""
+    text = ", ".join(sorted(names)) if len(names) <= FEW else f"one of {len(names)}: metarun list {group}"
+    return fill(text, WIDTH, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4))
+
+
+def groups(conf: Path, command: str) -> list[str]:
+    """The config groups that a command lets choose from."""
+    defaults = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    own = [key for entry in defaults if isinstance(entry, dict) for key in entry if " " not in key]
+    return own + [key for base in defaults if base in BASES for key in groups(conf, base)]

@@ -11,6 +11,7 @@ import yaml
 from commandline import TINY, Said, typed
 
 from metarun import app
+from metarun.manual import groups
 from metarun.sweep import best
 from metarun.sweep.best import write_best
 from metarun.sweep.trial import COMPLETE, Goal, Params, Trial, run_folder
@@ -90,7 +91,7 @@ def test_where_a_run_is_does_not_go_along(tmp_path: Path) -> None:
 
 
 def test_groups_are_those_that_train_has() -> None:
-    assert {*best.GROUPS, best.RECIPE} == {*app._groups(CONF, "train")}
+    assert {*best.GROUPS, best.RECIPE} == {*groups(CONF, "train")}
 
 
 RECIPE = """\

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from metarun.data import text
 from metarun.data.bank import ClassBank
-from metarun.data.text import Banking77, Clinc150, Sentences, Text, stable_hash
+from metarun.data.sentences import stable_hash
+from metarun.data.text import Banking77, Clinc150, Sentences, Text
 from metarun.types import SPLITS, InputError, Place
 
 SENTENCES = {
