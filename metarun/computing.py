@@ -17,6 +17,7 @@ from metarun.engine.distributed import Ranks
 from metarun.engine.graph import Recorded, RecordedTogether, recordable
 from metarun.engine.loop import Computed, computed
 from metarun.engine.state import TrainState
+from metarun.engine.step import Portion
 from metarun.types import Sampler
 
 P = ParamSpec("P")
@@ -35,9 +36,7 @@ def computing(
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
 
 
-def compiling(
-    plan: Plan, device: torch.device, state: TrainState, say: Callable[[str], None]
-) -> Callable[..., Any] | None:
+def compiling(plan: Plan, device: torch.device, state: TrainState, say: Callable[[str], None]) -> Portion | None:
     """What computes the gradient of some tasks from a list; None: it is computed as it comes."""
     wanted = plan.device.compile
     if wanted is False or (wanted == "auto" and device.type != "cpu"):
