@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -54,10 +55,17 @@ def usage() -> str:
     )
 
 
+def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """Our own are for the person, and say it all; a library's keep the place they come from."""
+    text = f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message} {where[:2]}"
+    print(text, file=sys.stderr)
+
+
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ± where there is only ASCII is no reason to stop
+    warnings.showwarning = _warn
     try:
         code = _among_others(sys.argv[1:])
         sys.stdout.flush()

@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from metarun import cache
 from metarun.config import Plan
-from metarun.data import cache
 from metarun.device import allow_tf32
 from metarun.engine import stacked
 from metarun.engine.distributed import Ranks

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
+from functools import cache as once_each
 
 import torch
 
+from metarun import cache
+from metarun.kernels import library
 from metarun.settings import DeviceSettings
 from metarun.types import InputError
 
@@ -24,7 +28,30 @@ def pick(settings: DeviceSettings) -> torch.device:
     if settings.precision == "tf32":
         raise InputError("device.precision=tf32: is a GPU's, and this runs on the CPU; set device.precision=fp32")
     keep_memory()
+    use_kernels(settings.kernels)
     return torch.device("cpu")
+
+
+def use_kernels(wanted: bool | str) -> None:
+    """Has this process use metarun's own kernels or not; "auto": where they can be had, with a warning where not.
+
+    Raises `InputError` where they are wanted and cannot be had.
+    """
+    if wanted is False:
+        library.unload()
+        return
+    try:
+        library.load(cache.folder())
+    except OSError as error:
+        library.unload()
+        if wanted is True:
+            raise InputError(f"device.kernels=true: {error}") from None
+        _warn(f"convolutions and norms are torch's, which are slower, as metarun's own cannot be had: {error}")
+
+
+@once_each
+def _warn(message: str) -> None:
+    warnings.warn(f"{message}. device.kernels=false does without them, and without this line", stacklevel=3)
 
 
 def allow_tf32(allowed: bool) -> None:

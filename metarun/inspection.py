@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
-from metarun import config, runs
+from metarun import cache, config, runs
 from metarun.config import Tree
-from metarun.data import cache
 from metarun.data.bank import ClassBank
 from metarun.data.taskbank import TaskBank
 from metarun.schema import checked, made

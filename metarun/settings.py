@@ -137,6 +137,8 @@ class DeviceSettings:
     all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed; with
     `compile` the gradient of a step is taken apart once and done from a list (`auto`: on a CPU, where a run is long
     enough to earn that back; see `metarun.engine.compiled`).
+    `kernels`: on a CPU, convolutions and norms are metarun's own, compiled once on each machine (`auto`: where that can
+    be done; false: torch's; see `metarun.kernels`).
     `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`; `chunk` tasks of
     the meta-batch at a time (None: all; `auto`: as many as the memory holds), and fewer when they turn out to be too
     many. `checkpoint_inner`: inner steps are computed again for their gradient, in place of being kept. `eval_batch`
@@ -149,6 +151,7 @@ class DeviceSettings:
     precision: str = setting("fp32", choices=("fp32", "tf32", "bf16"))
     graph: bool = setting(True)
     compile: bool | Literal["auto"] = setting("auto")
+    kernels: bool | Literal["auto"] = setting("auto")
     processes: int | str = setting(1)
     chunk: int | Literal["auto"] | None = setting("auto", least=1)
     checkpoint_inner: bool = setting(False)

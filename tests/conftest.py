@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-SMALL_TENSORS = ("contract", "engine", "models", "algorithms")
+SMALL_TENSORS = ("contract", "engine", "models", "algorithms", "kernels")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,12 +21,17 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tensors as small as these only lose time to threads."""
+    """Tensors as small as these only lose time to threads. They meet the kernels that a run would use."""
     if request.path.parent.name not in SMALL_TENSORS:
         yield
         return
     import torch
 
+    from metarun import cache
+    from metarun.kernels import library
+
+    with suppress(OSError):
+        library.load(cache.folder())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -28,9 +28,9 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
 from metarun.data.benchmark import below
-from metarun.data.cache import cached
 from metarun.data.download import Published, fetch
 from metarun.data.imagefolder import chosen
 from metarun.data.images import image_bank, zipped

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.data.imagefolder import chosen, read_lists
 from metarun.data.images import image_bank, stamp
 from metarun.data.pixels import FITS, LARGEST, Box, Form, Ref

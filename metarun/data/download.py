@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from metarun.data.cache import cached
+from metarun.cache import cached
 from metarun.data.packed import TOLD_EVERY, alone, is_still
 from metarun.data.reading import reading
 from metarun.types import InputError, Place

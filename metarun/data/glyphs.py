@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.types import Place, register, setting
 
 VERSION = 1

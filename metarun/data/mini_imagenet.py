@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.data.images import image_bank, is_image, stamp
 from metarun.data.packed import packed
 from metarun.data.pickles import read_npz, read_pickle

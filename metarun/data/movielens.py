@@ -35,8 +35,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from metarun.cache import cached
 from metarun.counter import mix
-from metarun.data.cache import cached
 from metarun.data.ratings import Ratings, found, read
 from metarun.data.splits import RATIOS, by_chance, check_ratios
 from metarun.data.table import stamp

@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank, with_turns
-from metarun.data.cache import cached
 from metarun.data.download import fetch
 from metarun.data.reading import reading
 from metarun.types import InputError, Place, register, setting

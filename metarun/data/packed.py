@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.cache import folder
+from metarun.cache import folder
 from metarun.data.chunks import Chunk, Writer, Written
 from metarun.files import write_atomic
 from metarun.processes import spread

@@ -23,8 +23,8 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.data.download import fetch
 from metarun.data.images import stamp
 from metarun.data.packed import packed

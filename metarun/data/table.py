@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.data.cache import cached
+from metarun.cache import cached
 from metarun.data.imagefolder import read_lists
 from metarun.data.reading import reading
 from metarun.data.splits import RATIOS, by_chance, check_ratios, listed

@@ -26,8 +26,8 @@ from unicodedata import category
 
 import torch
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.data.download import Published, fetch
 from metarun.data.imagefolder import read_lists
 from metarun.data.reading import reading

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import ConcatDataset
 
+from metarun.cache import cached
 from metarun.data.bank import ClassBank
-from metarun.data.cache import cached
 from metarun.data.chunks import Broken
 from metarun.data.imagefolder import read_lists
 from metarun.data.images import stamp

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from metarun.data import cache
-from metarun.data.cache import cached
+from metarun import cache
+from metarun.cache import cached
 from metarun.files import write_atomic
 from metarun.types import InputError
 
