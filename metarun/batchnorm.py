@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from metarun.kernels import norm as kernel
+
 
 def batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float | None = None
@@ -55,17 +57,77 @@ def _masked(g: Tensor, y: Tensor, slope: float | None) -> Tensor:
     return g if slope is None else torch.ops.aten.leaky_relu_backward(g, y, slope, True)
 
 
+def _norm(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and variance"""
+    dtype, (x,) = x.dtype, _wide(x)
+    mean, var = moments(x)
+    scale = w * torch.rsqrt(var + eps)
+    # `addcmul` would do both at once, but not with vector instructions where its arguments are broadcast.
+    y = (x * scale).add_(b - mean * scale)
+    if slope is not None:
+        y = y.relu_() if slope == 0 else F.leaky_relu_(y, slope)
+    return y.to(dtype), mean, var
+
+
+def _gradient(
+    g: Tensor, x: Tensor, y: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias, where g is that of y.
+
+    With xhat = (x - mean) r and r = 1 / sqrt(var + eps), m of each per channel, g taken back through the ReLU:
+    gb = sum(g), gw = sum(g xhat), gx = w r (g - gb / m - xhat gw / m).
+    """
+    dtype, (g, x, y) = x.dtype, _wide(g, x, y)
+    m, r, g = x.shape[1] * x.shape[3], torch.rsqrt(var + eps), _masked(g, y, slope)
+    gb = _total(g)
+    gw = (_total(g * x) - mean * gb) * r
+    of_x = -w * r * r * gw / m
+    gx = (x * of_x).sub_(w * r * gb / m + of_x * mean).addcmul_(g, w * r)
+    return gx.to(dtype), gw, gb
+
+
+def _second(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gw: Tensor,
+    gb: Tensor,
+    to_gx: Tensor,
+    to_gw: Tensor,
+    to_gb: Tensor,
+    eps: float,
+    slope: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of g, x and weight of s = <to_gx, gx> + to_gw gw + to_gb gb.
+
+    Per channel, with A = sum(to_gx), B = sum(to_gx xhat) and Q = sum(to_gx g) - A gb / m - B gw / m:
+    s = w r Q + to_gw gw + to_gb gb. What x moves it moves through xhat and through r.
+    """
+    dtype, (g, x, y, to_gx) = x.dtype, _wide(g, x, y, to_gx)
+    m, r = x.shape[1] * x.shape[3], torch.rsqrt(var + eps)
+    g, scale = _masked(g, y, slope), w * r
+    a = _total(to_gx)
+    b = (_total(to_gx * x) - mean * a) * r
+    q = _total(to_gx * g) - (a * gb + b * gw) / m
+    # ds/dg = scale to_gx + xhat_g xhat + constant, through the ReLU
+    xhat_g = to_gw - scale * b / m
+    for_g = (x * (xhat_g * r)).add_(to_gb - scale * a / m - xhat_g * r * mean).add_(to_gx * scale)
+    # ds/dxhat = e = e_to to_gx + e_g g, and ds/dr = w Q; dxhat/dx and dr/dx = - r^2 xhat / m as in the first order
+    e_to, e_g = -scale * gw / m, xhat_g
+    mean_e = (e_to * a + e_g * gb) / m
+    mean_e_xhat = (e_to * b + e_g * gw) / m
+    of_xhat = -r * mean_e_xhat - w * q * r * r / m
+    for_x = (x * (of_xhat * r)).sub_(r * mean_e + of_xhat * r * mean).add_(g * (r * e_g)).add_(to_gx * (r * e_to))
+    return _masked(for_g, y, slope).to(dtype), for_x.to(dtype), r * q
+
+
 class _Norm(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, (x,) = x.dtype, _wide(x)
-        mean, var = moments(x)
-        scale = w * torch.rsqrt(var + eps)
-        # `addcmul` would do both at once, but not with vector instructions where its arguments are broadcast.
-        y = (x * scale).add_(b - mean * scale)
-        if slope is not None:
-            y = y.relu_() if slope == 0 else F.leaky_relu_(y, slope)
-        return y.to(dtype), mean, var
+        return (kernel.norm if kernel.fits(x, w, b) else _norm)(x, w, b, eps, slope)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -86,23 +148,12 @@ class _Norm(Function):
 
 
 class _Gradient(Function):
-    """(g, x) -> the gradients of x, weight and bias, where g is that of y.
-
-    With xhat = (x - mean) r and r = 1 / sqrt(var + eps), m of each per channel, g taken back through the ReLU:
-    gb = sum(g), gw = sum(g xhat), gx = w r (g - gb / m - xhat gw / m).
-    """
-
     @staticmethod
     def forward(
         g: Tensor, x: Tensor, y: Tensor, w: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, (g, x, y) = x.dtype, _wide(g, x, y)
-        m, r, g = x.shape[1] * x.shape[3], torch.rsqrt(var + eps), _masked(g, y, slope)
-        gb = _total(g)
-        gw = (_total(g * x) - mean * gb) * r
-        of_x = -w * r * r * gw / m
-        gx = (x * of_x).sub_(w * r * gb / m + of_x * mean).addcmul_(g, w * r)
-        return gx.to(dtype), gw, gb
+        f = kernel.gradient if kernel.fits(g, x, y, w, mean, var) else _gradient
+        return f(g, x, y, w, mean, var, eps, slope)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -111,30 +162,14 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
-        """The gradient of s = <to_gx, gx> + to_gw gw + to_gb gb.
-
-        Per channel, with A = sum(to_gx), B = sum(to_gx xhat) and Q = sum(to_gx g) - A gb / m - B gw / m:
-        s = w r Q + to_gw gw + to_gb gb. What x moves it moves through xhat and through r.
-        """
-        (g, x, y, w, mean, var, gw, gb), (to_gx, to_gw, to_gb) = ctx.saved_tensors, slopes
-        dtype, (g, x, y, to_gx) = x.dtype, _wide(g, x, y, to_gx)
-        if torch.is_grad_enabled():
+        g, x, y, w, mean, var, gw, gb = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        if again:
             mean, var = moments(x)  # a third order is wanted: it goes through these too
-        m, r = x.shape[1] * x.shape[3], torch.rsqrt(var + ctx.eps)
-        g, scale = _masked(g, y, ctx.slope), w * r
-        a = _total(to_gx)
-        b = (_total(to_gx * x) - mean * a) * r
-        q = _total(to_gx * g) - (a * gb + b * gw) / m
-        # ds/dg = scale to_gx + xhat_g xhat + constant, through the ReLU
-        xhat_g = to_gw - scale * b / m
-        for_g = (x * (xhat_g * r)).add_(to_gb - scale * a / m - xhat_g * r * mean).add_(to_gx * scale)
-        # ds/dxhat = e = e_to to_gx + e_g g, and ds/dr = w Q; dxhat/dx and dr/dx = - r^2 xhat / m as in the first order
-        e_to, e_g = -scale * gw / m, xhat_g
-        mean_e = (e_to * a + e_g * gb) / m
-        mean_e_xhat = (e_to * b + e_g * gw) / m
-        of_xhat = -r * mean_e_xhat - w * q * r * r / m
-        for_x = (x * (of_xhat * r)).sub_(r * mean_e + of_xhat * r * mean).add_(g * (r * e_g)).add_(to_gx * (r * e_to))
-        return _masked(for_g, y, ctx.slope).to(dtype), for_x.to(dtype), None, r * q, None, None, None, None
+        given = g, x, y, w, mean, var, gw, gb, *slopes
+        f: Any = kernel.second if not again and kernel.fits(*given) else _second
+        for_g, for_x, for_w = f(*given, ctx.eps, ctx.slope)
+        return for_g, for_x, None, for_w, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

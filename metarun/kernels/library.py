@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from metarun.files import write_atomic
 
-SOURCES = ("conv.cpp",)
+SOURCES = ("conv.cpp", "norm.cpp")
 HEADERS = ("lanes.hpp",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILERS = ("g++", "c++")
@@ -94,8 +95,8 @@ def _compiled(path: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder, f"{name}.o")) for name in SOURCES]
         library = Path(folder, "kernels.so")
-        for name, made in zip(SOURCES, objects):
-            _run([compiler, *FLAGS, "-c", str(HERE / name), "-o", made])
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_run, ([compiler, *FLAGS, "-c", str(HERE / n), "-o", o] for n, o in zip(SOURCES, objects))))
         # Without -fopenmp: its symbols are found in torch, so that there is one set of threads in the process.
         _run([compiler, "-shared", *objects, "-o", str(library)])
         loaded, content = ctypes.CDLL(str(library)), library.read_bytes()
