@@ -29,22 +29,21 @@ def computing(
 ) -> Computed:
     """As the device's settings would have it; `say` tells what was not possible."""
     compute = with_tf32(computed) if plan.device.precision == "tf32" else computed
-    if (portion := compiling(plan, device, state, say)) is not None:
+    if (portion := compiling(plan, device, say)) is not None:
         compute = partial(compute, portion=portion)
     if device.type != "cuda" or not plan.device.graph or ranks.count > 1 or not episodes.steady:
         return compute
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
 
 
-def compiling(plan: Plan, device: torch.device, state: TrainState, say: Callable[[str], None]) -> Portion | None:
+def compiling(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Portion | None:
     """What computes the gradient of some tasks from a list; None: it is computed as it comes."""
     wanted = plan.device.compile
     if wanted is False or (wanted == "auto" and device.type != "cpu"):
         return None
-    from metarun.engine.compiled import Compiled
+    from metarun.engine.compiled import WARM, Compiled
 
-    left = None if wanted is True else lambda: plan.train.iterations - state.step
-    return Compiled(say, left, compiler(device))
+    return Compiled(say, 0 if wanted is True else WARM, compiler(device))
 
 
 def compiler(device: torch.device) -> Callable[..., Any] | None:

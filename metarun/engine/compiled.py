@@ -1,15 +1,15 @@
 """The gradient of some tasks, taken apart once into the operations it is made of and then done from that list.
 
-The nested transforms and autograd's graphs are gone from it, and what is computed for nothing is left out. On a GPU the
-list is compiled as well, by torch's own compiler, into kernels that pass over memory less often; on a CPU those took
-two minutes to make and were slower than torch's own.
+The nested transforms and autograd's graphs are gone from it, and what is computed for nothing is left out. On a CPU the
+list is written down in one of the run's own steps (`metarun.engine.recording`). On a GPU torch's compiler makes kernels
+of it, that pass over memory less often, and torch's own tracer makes the list for it, which takes 5 to 15 seconds; on a
+CPU such kernels took two minutes to make and were slower than torch's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from metarun.engine.memory import is_about_memory
+from metarun.engine.recording import NotRecordableError, recorded
 from metarun.engine.step import Ticketed, as_it_comes
 from metarun.types import Algorithm, EpisodeBatch, Meta, Net
 
 MOST = 8
 """lists; a method that is another at every step has as many as steps, and its later ones are computed as they come"""
-EARNED = 900.0
-"""seconds that a run has left to go where a list is worth its while: it takes 5 to 15, and saves a tenth at most"""
 WARM = 2
-"""portions of a kind that are computed before the next is timed"""
-ROUNDS = 5
-"""of a list that must be worth its while: it and what it is to replace, in turns, and the faster stays"""
+"""portions of a kind that a run computes as they come before it has a list made, unless it was told to have one: those
+that come no more often need none"""
 
 Flat = list[Tensor]
+Found = list[Meta]
+"""of a portion: gradients, metrics and norm statistics, by name"""
 
 
 @dataclass
@@ -38,13 +38,11 @@ class Kind:
 
     net: Net
     others: tuple[Any, ...]
-    """what else it is made of: the method, the number of tasks and all shapes"""
+    """what else it is made of: the method, the number of tasks and how all tensors lie"""
     taken: int = 0
-    seconds: float = 0.0
-    """that the last one took as it came"""
-    replay: Callable[[Flat], list[Meta]] | None = None
-    rivals: tuple[list[float], list[float]] | None = None
-    """seconds as it comes and from the list, while the two are compared"""
+    replay: Callable[[Flat], Found] | None = None
+    proved: bool = False
+    """whether the list gave the same as the code with other tensors than those that it was made with"""
     over: bool = False
     """whether it is known that there is to be no list"""
 
@@ -52,39 +50,39 @@ class Kind:
 class Compiled:
     """A `metarun.engine.step.Portion` from such a list: on a CPU to the bits of `as_it_comes`.
 
-    say         is told how long a list was in the making, or why there is none
-    left        how many steps the run still takes, where a list must be worth its while; None: it is in any case
+    say         is told why there is no list, and how long a compiler took
+    warm        portions of a kind that are computed as they come before its list is made
     compiler    makes another function of a list; that is then as exact as the compiler is
     """
 
     def __init__(
         self,
         say: Callable[[str], None],
-        left: Callable[[], int] | None = None,
+        warm: int = 0,
         compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     ) -> None:
-        self._say, self._left, self._compiler, self._kinds = say, left, compiler, list[Kind]()
+        self._say, self._warm, self._compiler, self._kinds = say, warm, compiler, list[Kind]()
 
     def __call__(
         self, algorithm: Algorithm, net: Net, meta: Meta, running: Meta, part: Ticketed, tasks: int
     ) -> tuple[Meta, Meta]:
-        given = [*meta.values(), *running.values(), *part.episode, part.ticket]
-        kind = self._kind(net, (algorithm, tasks, [(t.shape, t.dtype, t.device) for t in given]))
-        if kind is None:
+        given = [t.detach() for t in (*meta.values(), *running.values(), *part.episode, part.ticket)]
+        kind = self._kind(net, (algorithm, tasks, [(t.shape, t.stride(), t.dtype, t.device) for t in given]))
+        if kind is None or kind.over or kind.taken < self._warm:
+            if kind is not None:
+                kind.taken += 1
             return as_it_comes(algorithm, net, meta, running, part, tasks)
-        if kind.replay is None and not kind.over and self._worth(kind, len(part.ticket), tasks):
-            self._make(kind, flat(algorithm, net, meta, running, tasks), given)
-        began = perf_counter()
-        turn = kind.rivals is not None and len(kind.rivals[0]) <= len(kind.rivals[1])  # of what it is to replace
-        if kind.replay is None or turn:
-            out = as_it_comes(algorithm, net, meta, running, part, tasks)
-        else:
-            out = replayed(kind.replay, meta, given)
-        kind.taken, kind.seconds = kind.taken + 1, perf_counter() - began
-        if kind.rivals is not None:
-            kind.rivals[not turn].append(kind.seconds)
-            self._compare(kind, *kind.rivals)
-        return out
+        try:
+            slopes, metrics, moments = self._found(kind, flat(algorithm, net, meta, running, tasks), given)
+        except Exception as e:
+            if is_about_memory(e):
+                raise
+            kind.replay, kind.over = None, True
+            why = " ".join(str(e).split())[:120] or type(e).__name__
+            self._say(f"steps are computed as they come, for they could not be compiled: {why}")
+            return as_it_comes(algorithm, net, meta, running, part, tasks)
+        add_gradient(meta, slopes)
+        return metrics, moments
 
     def _kind(self, net: Net, others: tuple[Any, ...]) -> Kind | None:
         for kind in self._kinds:
@@ -95,55 +93,53 @@ class Compiled:
         self._kinds.append(Kind(net, others))
         return self._kinds[-1]
 
-    def _worth(self, kind: Kind, at_once: int, tasks: int) -> bool:
-        if self._left is None:
-            return True
-        return kind.taken > WARM and self._left() * kind.seconds * -(-tasks // at_once) > EARNED
+    def _found(self, kind: Kind, f: Callable[[Flat], Found], given: Flat) -> Found:
+        """`f(given)`. The first time the list is made, and the second time it must give the same as the code."""
+        if kind.replay is None and self._compiler is None:
+            found, kind.replay = recorded(f, given)
+            return found
+        if kind.replay is None:
+            kind.replay, kind.proved = self._compiled(f, given), True
+        expected = None if kind.proved else f(given)
+        with torch.no_grad():
+            found = kind.replay(given)
+            if expected is not None and not same(found, expected):
+                raise NotRecordableError("what they compute depends on more than tensors")
+        kind.proved = True
+        return found
 
-    def _make(self, kind: Kind, f: Callable[[Flat], list[Meta]], given: Flat) -> None:
+    def _compiled(self, f: Callable[[Flat], Found], given: Flat) -> Callable[[Flat], Found]:
         began = perf_counter()
-        try:
-            replay = traced(f, given)
-            if self._compiler is not None:
-                replay = self._compiler(replay)
-                with torch.no_grad():
-                    replay([t.detach() for t in given])  # compilers work when they are first needed
-            kind.replay = replay
-        except Exception as e:
-            if is_about_memory(e):
-                raise
-            kind.over = True
-            why = " ".join(str(e).split())[:120] or type(e).__name__
-            self._say(f"steps are computed as they come, for they could not be compiled: {why}")
-        else:
-            kind.rivals = None if self._left is None else ([], [])
-            self._say(f"a step was compiled in {perf_counter() - began:.0f} s")
-
-    def _compare(self, kind: Kind, before: list[float], listed: list[float]) -> None:
-        if len(listed) < ROUNDS:
-            return
-        kind.rivals = None
-        if median(listed) >= median(before):
-            kind.replay, kind.over = None, True
-            self._say("it is no faster so; steps are computed as they come")
+        replay = self._compiler(traced(f, given)) if self._compiler is not None else f
+        with torch.no_grad():
+            replay(given)  # compilers work when they are first needed
+        self._say(f"a step was compiled in {perf_counter() - began:.0f} s")
+        return replay
 
 
-def replayed(replay: Callable[[Flat], list[Meta]], meta: Meta, given: Flat) -> tuple[Meta, Meta]:
-    """What `as_it_comes` does and gives, from a list."""
+def add_gradient(meta: Meta, slopes: Meta) -> None:
+    """Adds to `.grad` what `backward` would."""
     with torch.no_grad():
-        slopes, metrics, moments = replay([t.detach() for t in given])
         for name, slope in slopes.items():
             w = meta[name]
             # A copy, as two weights may have been given one tensor, or a tensor all of whose places are one.
             w.grad = torch.empty_like(w).copy_(slope) if w.grad is None else w.grad.add_(slope)
-    return metrics, moments
 
 
-def flat(algorithm: Algorithm, net: Net, meta: Meta, running: Meta, tasks: int) -> Callable[[Flat], list[Meta]]:
-    """What a portion puts out, [gradients, metrics, moments], of its tensors one after another."""
+def same(one: Found, other: Found) -> bool:
+    """Number for number."""
+    return [[*each] for each in one] == [[*each] for each in other] and all(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for mine, yours in zip(one, other)
+        for a, b in zip(mine.values(), yours.values())
+    )
+
+
+def flat(algorithm: Algorithm, net: Net, meta: Meta, running: Meta, tasks: int) -> Callable[[Flat], Found]:
+    """What a portion gives, of its tensors one after another."""
     names, kept = [*meta], [*running]
 
-    def f(given: Flat) -> list[Meta]:
+    def f(given: Flat) -> Found:
         rest = iter(given)
         weights = {name: next(rest).detach().requires_grad_() for name in names}
         averages = {name: next(rest) for name in kept}
@@ -157,11 +153,11 @@ def flat(algorithm: Algorithm, net: Net, meta: Meta, running: Meta, tasks: int) 
     return f
 
 
-def traced(f: Callable[[Flat], list[Meta]], given: Flat) -> Callable[[Flat], list[Meta]]:
-    """`f` as the list of what it did with `given`, for tensors of the same shapes."""
+def traced(f: Callable[[Flat], Found], given: Flat) -> Callable[[Flat], Found]:
+    """`f` as a list that torch's compiler can read, for tensors of the same shapes."""
     from torch.fx.experimental.proxy_tensor import make_fx  # imports the symbolic algebra of torch's compiler
 
-    module = make_fx(f, tracing_mode="fake")([t.detach() for t in given])
+    module = make_fx(f, tracing_mode="fake")(given)
     for node in reversed(module.graph.nodes):
         if getattr(node.target, "namespace", "") == "profiler":  # the phases that a profile has
             module.graph.erase_node(node)

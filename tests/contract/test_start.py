@@ -39,6 +39,7 @@ EVERY_METHOD = """
 import json, sys, torch
 from dataclasses import fields
 from metarun.config import known
+from metarun.engine.compiled import Compiled
 from metarun.engine.optim import make_optimizer
 from metarun.engine.state import TrainState
 from metarun.engine.step import per_task, train_step
@@ -61,7 +62,9 @@ for name, cls in sorted(known("algo").items(), key=lambda one: one[0] in LAST):
         state = TrainState(meta, make_optimizer("Adam", meta.values(), 1e-3, {}), None, method.fresh_running(net))
         y = torch.tensor([[0, 1, 0, 1]])
         task = Episode(torch.rand(1, 4, 1, 8, 8), y, torch.rand(1, 2, 1, 8, 8), y[:, :2])
-        train_step(method.at_step(0, 2), net, state, task)
+        listed = Compiled(sys.exit)  # what it says is why there is no list
+        for portion in ({}, {"portion": listed}, {"portion": listed}, {"portion": listed}):
+            train_step(method.at_step(0, 2), net, state, task, **portion)
         test_net, at_test = net.at_test(state.running), method.at_test(meta)
         with torch.no_grad():
             per_task(lambda e: method.predict(test_net, at_test, e), task)
@@ -93,7 +96,7 @@ def test_the_first_step_of_a_run_waits_for_nothing_it_does_not_use(tmp_path: Pat
     assert not first & {"metarun.algorithms.protonet", "metarun.models.mlp", "metarun.data.union"}, "what it named"
 
 
-def test_the_step_of_every_method_needs_no_compiler(tmp_path: Path) -> None:
+def test_the_step_of_every_method_needs_no_compiler_nor_does_its_list(tmp_path: Path) -> None:
     own = f"COMPILER, LAST = {COMPILER!r}, {SYMBOLS_OF_ITS_OWN!r}\n"
     (loaded,) = told(tmp_path, own + EVERY_METHOD)
     assert isinstance(loaded, dict)
