@@ -218,13 +218,18 @@ def listed(recorder: Recorder, wanted: Sequence[int]) -> Callable[..., list[Tens
         if gone := sorted(used - later):
             done.append(f"{' = '.join(f'v{number}' for number in gone)} = None")
         later |= used
-        names[call := f"c{len(names)}"] = SHORT.get(op.call) or getattr(op.call, "_op", op.call)
+        names[call := f"c{len(names)}"] = shortest(op.call)
         values = [written_out(x, names) for x in op.args]
         values += [f"{name}={written_out(x, names)}" for name, x in op.named.items()]
         done.append(f"v{op.out} = {call}({', '.join(values)})")
     head = f"def again({', '.join(f'v{number}' for number in range(recorder.given))}):\n "
     exec(head + "\n ".join(reversed(done)), names)
     return names["again"]
+
+
+def shortest(call: Any) -> Callable[..., Any]:
+    """What does the same as an operation with less ado: its `direct`, where whoever defined it gave it one."""
+    return SHORT.get(call) or getattr(call, "direct", None) or getattr(call, "_op", call)
 
 
 def written_out(x: Any, names: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ class Images {
         if (patches)
             lay_out(from, to);
         else
-            spread<T>(from, s.h * s.w, s.c, s.h * s.w, [&](Index p) { return to + inside[p]; });
+            spread<T>(from, s.h * s.w, s.c, s.h * s.w, from + s.image(), [&](Index p) { return to + inside[p]; });
     }
     void write(Index i, T* to) const {
         const T* from = at + i * size;
@@ -128,17 +128,19 @@ class Images {
 
   private:
     void lay_out(const T* from, T* to) const {
-        const Index middle = s.k / 2;
+        const Index high = s.h + s.k - 1, across = s.w + s.k - 1;
+        static thread_local Room<T> room;
+        T* framed = room.of(s.c * high * across);
+        std::memset(framed, 0, s.c * high * across * sizeof(T));
+        for (Index c = 0; c < s.c; c++)
+            for (Index y = 0; y < s.h; y++)
+                std::copy_n(from + (c * s.h + y) * s.w, s.w, framed + (c * high + y + s.k / 2) * across + s.k / 2);
         for (Index y = 0; y < s.high(); y++)
             for (Index x = 0; x < s.across(); x++)
                 for (Index c = 0; c < s.c; c++)
                     for (Index ky = 0; ky < s.k; ky++) {
-                        const Index row = y * s.stride + ky - middle;
-                        const bool there = row >= 0 && row < s.h;
-                        for (Index kx = 0; kx < s.k; kx++) {
-                            const Index column = x * s.stride + kx - middle;
-                            *to++ = there && column >= 0 && column < s.w ? from[(c * s.h + row) * s.w + column] : T(0);
-                        }
+                        const T* row = framed + (c * high + y * s.stride + ky) * across + x * s.stride;
+                        for (Index kx = 0; kx < s.k; kx++) *to++ = row[kx];
                     }
     }
 };
@@ -166,6 +168,12 @@ inline Index row_of(const Sizes& s, Index input) {
     return in_patches(s) ? input : input % s.taps() * s.c + input / s.taps();
 }
 
+// The gradient of an image's maps, turned: a place's outputs together.
+template <class T>
+void read_map(const Sizes& s, const T* from, T* to) {
+    spread<T>(from, s.places(), s.o, s.places(), from + s.map(), [&](Index p) { return to + p * whole<T>(s.o); });
+}
+
 // x (n, c, h, w), w (o, c, k, k) -> y (n, o, high, across), for the images from `first` up to `last`
 template <class T>
 void maps(const Sizes& s, const T* x, const T* w, T* y, Index first, Index last) {
@@ -173,7 +181,8 @@ void maps(const Sizes& s, const T* x, const T* w, T* y, Index first, Index last)
     Images<T> images(s, in_patches(s));
     const Index places = s.places(), outputs = whole<T>(s.o), at_once = images.together(last - first);
     T* weights = room.weights.of(s.inputs() * outputs);
-    spread<T>(w, s.inputs(), s.o, s.inputs(), [&](Index j) { return weights + row_of(s, j) * outputs; });
+    const T* end = w + s.o * s.inputs();
+    spread<T>(w, s.inputs(), s.o, s.inputs(), end, [&](Index j) { return weights + row_of(s, j) * outputs; });
     images.enter(room.images, room.places, at_once);
     T* sums = room.maps.of(at_once * places * outputs);
     const T** a = room.a.of(at_once * places);
@@ -207,8 +216,10 @@ void images_gradient(const Sizes& s, const T* w, const T* g, T* gx, Index first,
     const Index places = s.places(), outputs = whole<T>(s.o), inputs = images.channels;
     const Index at_once = images.together(last - first);
     T* weights = room.weights.of(s.taps() * s.o * inputs);
-    for (Index o = 0; o < s.o; o++)
-        spread<T>(w + o * s.inputs(), s.taps(), s.c, s.taps(), [&](Index t) { return weights + (t * s.o + o) * inputs; });
+    for (Index o = 0; o < s.o; o++) {
+        const auto to = [&](Index t) { return weights + (t * s.o + o) * inputs; };
+        spread<T>(w + o * s.inputs(), s.taps(), s.c, s.taps(), w + s.o * s.inputs(), to);
+    }
     images.enter(room.images, room.places, at_once);
     T* slopes = room.maps.of(at_once * places * outputs);
     const T** a = room.a.of(at_once * places);
@@ -220,7 +231,7 @@ void images_gradient(const Sizes& s, const T* w, const T* g, T* gx, Index first,
         if (i > first) images.clear(count);
         for (Index q = 0; q < count; q++) {
             T* own = slopes + q * places * outputs;
-            spread<T>(g + (i + q) * s.map(), places, s.o, places, [&](Index p) { return own + p * outputs; });
+            read_map(s, g + (i + q) * s.map(), own);
         }
         for (Index t = 0; t < s.taps(); t++) {
             for (Index q = 0, r = 0; q < count; q++)
@@ -233,9 +244,12 @@ void images_gradient(const Sizes& s, const T* w, const T* g, T* gx, Index first,
     }
 }
 
-// x, gradient of y -> gradient of w, summed over the images from `first` up to `last`: `sums`, rows as `row_of` has them
+// x, gradient of y -> gradient of w, summed over the images from `first` up to `last`: the rows of `sums`, as `row_of`
+// has them, from `top` up to `bottom`
 template <class T>
-void weights_gradient(const Sizes& s, const T* x, const T* g, T* sums, Index first, Index last) {
+void weights_gradient(
+    const Sizes& s, const T* x, const T* g, T* sums, Index first, Index last, Index top, Index bottom
+) {
     Rooms<T>& room = rooms<T>();
     Images<T> images(s, in_patches(s));
     const Index places = s.places(), outputs = whole<T>(s.o), at_once = images.together(last - first);
@@ -258,63 +272,92 @@ void weights_gradient(const Sizes& s, const T* x, const T* g, T* sums, Index fir
         for (Index q = 0; q < count; q++) {
             images.read(q, x + (i + q) * s.image());
             T* own = slopes + q * places * outputs;
-            spread<T>(g + (i + q) * s.map(), places, s.o, places, [&](Index p) { return own + p * outputs; });
+            read_map(s, g + (i + q) * s.map(), own);
         }
-        multiply<T>({a, segment, count * lines, length, step, slopes, outputs, out, i > first}, s.inputs(), outputs);
+        const Product<T> p{a + top, segment, count * lines, length, step, slopes, outputs, out + top, i > first};
+        multiply<T>(p, bottom - top, outputs);
     }
 }
 
 enum Missing { IMAGES, WEIGHTS, MAPS };
 
+inline Index ceil(Index a, Index b) { return (a + b - 1) / b; }
+
+// Of maps or images the ones that are missing. Where there are fewer tasks than threads, a task's images are shared out.
+template <class T>
+void through(Missing missing, const Sizes& s, const T* p, const T* q, T* out, int threads) {
+    constexpr Index SOME = 8;  // images that are worth turning the weights once more
+    const Index most = std::max(ceil(threads, s.tasks), std::min(ceil(4 * threads, s.tasks), s.n / SOME));
+    const Index each = ceil(s.n, most), parts = ceil(s.n, each);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (Index unit = 0; unit < s.tasks * parts; unit++) {
+        const Index task = unit / parts, first = unit % parts * each, last = std::min(s.n, first + each);
+        const Index x = task * s.n * s.image(), y = task * s.n * s.map(), w = task * s.o * s.inputs();
+        if (missing == MAPS)
+            maps<T>(s, p + x, q + w, out + y, first, last);
+        else
+            images_gradient<T>(s, p + w, q + y, out + x, first, last);
+    }
+}
+
+// The weights that are missing: sums over all images of a task. A few tasks with many images are cut into parts, always
+// the same, that are added up in order; where that leaves threads idle, rows of the sums are shared out.
+template <class T>
+void against(const Sizes& s, const T* x, const T* g, T* out, int threads) {
+    constexpr Index SOME = 8, ENOUGH = 16, MOST = 1 << 24;  // images of a part; parts, and numbers in their sums
+    const Index outputs = whole<T>(s.o), rows = s.inputs(), size = rows * outputs;
+    const Index most = std::max(Index(1), std::min({s.n / SOME, ceil(ENOUGH, s.tasks), MOST / (s.tasks * size)}));
+    const Index each = ceil(s.n, most), parts = ceil(s.n, each);
+    const Index lot = ceil(rows, ceil(threads, s.tasks * parts)), lots = ceil(rows, lot);
+    const auto finish = [&](const T* sums, Index task, Index o, Index outs) {
+        const auto from = [&](Index j) { return sums + row_of(s, j) * outputs + o; };
+        collect<T>(from, out + (task * s.o + o) * rows, rows, outs, rows);
+    };
+    if (parts * lots == 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (Index task = 0; task < s.tasks; task++) {
+            T* sums = rooms<T>().weights.of(size);
+            weights_gradient<T>(s, x + task * s.n * s.image(), g + task * s.n * s.map(), sums, 0, s.n, 0, rows);
+            finish(sums, task, 0, s.o);
+        }
+        return;
+    }
+    static thread_local Room<T> room;
+    T* all = room.of(s.tasks * parts * size);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (Index unit = 0; unit < s.tasks * parts * lots; unit++) {
+            const Index part = unit / lots % parts, task = unit / lots / parts, top = unit % lots * lot;
+            const Index first = part * each, last = std::min(s.n, first + each);
+            T* sums = all + (task * parts + part) * size;
+            const T *images = x + task * s.n * s.image(), *maps = g + task * s.n * s.map();
+            weights_gradient<T>(s, images, maps, sums, first, last, top, std::min(rows, top + lot));
+        }
+        // A unit has a vector of outputs.
+        const Index units = outputs / WIDE<T>;
+#pragma omp for schedule(static)
+        for (Index unit = 0; unit < s.tasks * units; unit++) {
+            const Index task = unit / units, o = unit % units * WIDE<T>;
+            T* sums = all + task * parts * size;
+            for (Index part = 1; part < parts; part++)
+                for (Index r = 0; r < rows; r++) {
+                    T* to = sums + r * outputs + o;
+                    store(to, load(to) + load(to + part * size));
+                }
+            finish(sums, task, o, std::min(WIDE<T>, s.o - o));
+        }
+    }
+}
+
 // Of images, weights and maps the gradient of <conv(images, weights), maps> for the one that is missing, from the other
 // two. The same numbers whatever the number of threads.
 template <class T>
 void convolve(Missing missing, const Sizes& s, const T* p, const T* q, T* out, int threads) {
-    const Index kernel = s.o * s.inputs();
-    if (missing != WEIGHTS) {
-        const Index parts = std::min(s.n, (4 * threads + s.tasks - 1) / s.tasks), each = (s.n + parts - 1) / parts;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (Index unit = 0; unit < s.tasks * parts; unit++) {
-            const Index task = unit / parts, first = unit % parts * each, last = std::min(s.n, first + each);
-            if (first >= last) continue;
-            const Index x = task * s.n * s.image(), y = task * s.n * s.map();
-            if (missing == MAPS)
-                maps<T>(s, p + x, q + task * kernel, out + y, first, last);
-            else
-                images_gradient<T>(s, p + task * kernel, q + y, out + x, first, last);
-        }
-        return;
-    }
-    // A few tasks are cut into parts, always the same, whose sums are added up in order.
-    constexpr Index ENOUGH = 16, MOST = 1 << 24;
-    const Index outputs = whole<T>(s.o), size = s.inputs() * outputs;
-    const Index fit = std::max(Index(1), MOST / (s.tasks * size));
-    const Index parts = std::min({s.n, (ENOUGH + s.tasks - 1) / s.tasks, fit}), each = (s.n + parts - 1) / parts;
-    const auto finish = [&](Index task, const T* own) {
-        collect<T>([&](Index j) { return own + row_of(s, j) * outputs; }, out + task * kernel, s.inputs(), s.o, s.inputs());
-    };
-    static thread_local Room<T> room;
-    T* sums = parts == 1 ? nullptr : room.of(s.tasks * parts * size);
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (Index unit = 0; unit < s.tasks * parts; unit++) {
-            const Index task = unit / parts, first = unit % parts * each, last = std::min(s.n, first + each);
-            if (first >= last) continue;
-            T* own = parts == 1 ? rooms<T>().weights.of(size) : sums + unit * size;
-            weights_gradient<T>(s, p + task * s.n * s.image(), q + task * s.n * s.map(), own, first, last);
-            if (parts == 1) finish(task, own);
-        }
-        if (parts > 1) {
-#pragma omp for schedule(dynamic, 1)
-            for (Index task = 0; task < s.tasks; task++) {
-                T* own = sums + task * parts * size;
-                for (Index part = 1; part * each < s.n; part++)
-                    for (Index i = 0; i < size; i++) own[i] += own[part * size + i];
-                finish(task, own);
-            }
-        }
-    }
+    if (missing == WEIGHTS)
+        against<T>(s, p, q, out, threads);
+    else
+        through<T>(missing, s, p, q, out, threads);
 }
 
 }  // namespace

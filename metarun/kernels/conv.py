@@ -11,7 +11,7 @@ the images where all tasks share the weights.
 
 from __future__ import annotations
 
-import ctypes
+from ctypes import c_int, c_void_p
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from metarun.kernels import library
 
 IMAGES, WEIGHTS, MAPS = range(3)
 NAMES = {torch.float32: "metarun_conv_f32", torch.float64: "metarun_conv_f64"}
+ARGUMENTS = (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_int)
 
 
 class Geometry(NamedTuple):
@@ -105,10 +106,10 @@ def _convolve(a: Tensor, b: Tensor, missing: int, geometry: list[int]) -> Tensor
     a, b, out = a.contiguous(), b.contiguous(), _empty(a, b, missing, geometry)
     if out.numel() == 0 or a.numel() == 0:
         return out.zero_()
-    images, weights, _ = (a, b, out) if missing == MAPS else (a, out, b) if missing == WEIGHTS else (out, a, b)
-    sizes = (ctypes.c_long * 8)(*images.shape, weights.shape[1], *geometry[2:])
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (a, b, out)]
-    library.function(NAMES[a.dtype])(missing, sizes, *pointers, torch.get_num_threads())
+    images, weights = (a, b) if missing == MAPS else (a, out) if missing == WEIGHTS else (out, a)
+    sizes = library.numbers(*images.shape, weights.shape[1], *geometry[2:])
+    pointers = a.data_ptr(), b.data_ptr(), out.data_ptr()
+    library.function(NAMES[a.dtype], ARGUMENTS)(missing, sizes, *pointers, torch.get_num_threads())
     return out
 
 
@@ -117,3 +118,4 @@ _operations = torch.library.Library("metarun", "FRAGMENT")
 _operations.define("convolve(Tensor a, Tensor b, int missing, int[] geometry) -> Tensor")
 _operations.impl("convolve", _convolve, "CPU")
 _operations.impl("convolve", _empty, "Meta")
+setattr(torch.ops.metarun.convolve.default, "direct", _convolve)  # noqa: B010 (lists of operations call it)

@@ -87,15 +87,16 @@ inline void turn(Vector<T>* rows) {
     }
 }
 
-// to(j)[i] = from[i * step + j] for i < m and j < n; each to(j) gets whole vectors, with zeros beyond m.
+// to(j)[i] = from[i * step + j] for i < m and j < n; each to(j) gets whole vectors, with zeros beyond m. What lies before
+// `end` may be read.
 template <class T, class To>
-inline void spread(const T* from, Index step, Index m, Index n, To to) {
+inline void spread(const T* from, Index step, Index m, Index n, const T* end, To to) {
     constexpr Index W = WIDE<T>;
     for (Index i = 0; i < m; i += W)
         for (Index j = 0; j < n; j += W) {
             Vector<T> rows[W];
             Index mi = std::min(W, m - i), nj = std::min(W, n - j);
-            if (mi == W && nj == W)
+            if (mi == W && from + (i + W - 1) * step + j + W <= end)
                 for (Index r = 0; r < W; r++) rows[r] = load(from + (i + r) * step + j);
             else {
                 alignas(64) T edge[W][W] = {};

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,18 @@ def loaded() -> bool:
     return State.library is not None
 
 
-def function(name: str) -> Any:
-    assert State.library is not None
-    return getattr(State.library, name)
+def function(name: str, arguments: tuple[Any, ...]) -> Any:
+    """The one of that name, which takes arguments of these types."""
+    found = getattr(State.library, name)
+    if found.argtypes is not arguments:
+        found.argtypes, found.restype = arguments, None
+    return found
+
+
+@lru_cache(maxsize=1024)
+def numbers(*given: int) -> ctypes.Array[ctypes.c_long]:
+    """As a function takes many at once; not to be written to."""
+    return (ctypes.c_long * len(given))(*given)
 
 
 def _key() -> str:
