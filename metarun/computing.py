@@ -16,6 +16,7 @@ from metarun.engine import stacked
 from metarun.engine.distributed import Ranks
 from metarun.engine.graph import Recorded, RecordedTogether, recordable
 from metarun.engine.loop import Computed, computed
+from metarun.engine.portions import cached_at_once
 from metarun.engine.state import TrainState
 from metarun.engine.step import Portion
 from metarun.types import Sampler
@@ -29,21 +30,26 @@ def computing(
 ) -> Computed:
     """As the device's settings would have it; `say` tells what was not possible."""
     compute = with_tf32(computed) if plan.device.precision == "tf32" else computed
-    if (portion := compiling(plan, device, say)) is not None:
+    if (portion := compiling(plan, device, episodes, say)) is not None:
         compute = partial(compute, portion=portion)
     if device.type != "cuda" or not plan.device.graph or ranks.count > 1 or not episodes.steady:
         return compute
     return Recorded(compute, device, say) if recordable(state.optimizer, state.scheduler is not None) else compute
 
 
-def compiling(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Portion | None:
+def compiling(plan: Plan, device: torch.device, episodes: Sampler, say: Callable[[str], None]) -> Portion | None:
     """What computes the gradient of some tasks from a list; None: it is computed as it comes."""
-    wanted = plan.device.compile
+    wanted, last = plan.device.compile, plan.train.iterations - 1
     if wanted is False or (wanted == "auto" and device.type != "cpu"):
         return None
     from metarun.engine.compiled import WARM, Compiled
 
-    return Compiled(say, 0 if wanted is True else WARM, compiler(device))
+    # Which steps come from a list depends on those before where they differ. A run that goes on has had others, so the
+    # same tasks must be summed up together either way.
+    one_kind = episodes.steady and plan.algorithm.at_step(0, last + 1) == plan.algorithm.at_step(last, last + 1)
+    few = one_kind and plan.device.chunk == "auto" and device.type == "cpu"
+    warm = 0 if wanted is True or one_kind else WARM
+    return Compiled(say, warm, compiler(device), cached_at_once if few else None)
 
 
 def compiler(device: torch.device) -> Callable[..., Any] | None:

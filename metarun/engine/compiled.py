@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metarun.engine.memory import is_about_memory
 from metarun.engine.recording import NotRecordableError, recorded
-from metarun.engine.step import Ticketed, as_it_comes
+from metarun.engine.step import Ticketed, as_it_comes, in_chunks
 from metarun.types import Algorithm, EpisodeBatch, Meta, Net
 
 MOST = 8
@@ -53,6 +53,8 @@ class Compiled:
     say         is told why there is no list, and how long a compiler took
     warm        portions of a kind that are computed as they come before its list is made
     compiler    makes another function of a list; that is then as exact as the compiler is
+    at_once     tells how many tasks are done at a time where there is a list. Of a few, what is worked on stays in the
+                cache, and from a list they take no longer for it. None: all that it is given.
     """
 
     def __init__(
@@ -60,18 +62,36 @@ class Compiled:
         say: Callable[[str], None],
         warm: int = 0,
         compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        at_once: Callable[[EpisodeBatch, Meta], int] | None = None,
     ) -> None:
-        self._say, self._warm, self._compiler, self._kinds = say, warm, compiler, list[Kind]()
+        self._say, self._warm, self._compiler, self._at_once = say, warm, compiler, at_once
+        self._kinds: list[Kind] = []
 
     def __call__(
         self, algorithm: Algorithm, net: Net, meta: Meta, running: Meta, part: Ticketed, tasks: int
     ) -> tuple[Meta, Meta]:
+        chunk = None if self._at_once is None else self._at_once(part.episode, meta)
+        found: list[tuple[Meta, Meta]] = []
+        done = 0
+        for some in in_chunks(part, chunk):
+            if (one := self._from_list(algorithm, net, meta, running, some, tasks)) is None:
+                rest = Ticketed(EpisodeBatch(*(t[done:] for t in part.episode)), part.ticket[done:])
+                found.append(as_it_comes(algorithm, net, meta, running, rest, tasks))
+                break
+            found.append(one)
+            done += len(some.ticket)
+        return joined([metrics for metrics, _ in found]), joined([moments for _, moments in found])
+
+    def _from_list(
+        self, algorithm: Algorithm, net: Net, meta: Meta, running: Meta, part: Ticketed, tasks: int
+    ) -> tuple[Meta, Meta] | None:
+        """None: there is none."""
         given = [t.detach() for t in (*meta.values(), *running.values(), *part.episode, part.ticket)]
         kind = self._kind(net, (algorithm, tasks, [(t.shape, t.stride(), t.dtype, t.device) for t in given]))
         if kind is None or kind.over or kind.taken < self._warm:
             if kind is not None:
                 kind.taken += 1
-            return as_it_comes(algorithm, net, meta, running, part, tasks)
+            return None
         try:
             slopes, metrics, moments = self._found(kind, flat(algorithm, net, meta, running, tasks), given)
         except Exception as e:
@@ -80,7 +100,7 @@ class Compiled:
             kind.replay, kind.over = None, True
             why = " ".join(str(e).split())[:120] or type(e).__name__
             self._say(f"steps are computed as they come, for they could not be compiled: {why}")
-            return as_it_comes(algorithm, net, meta, running, part, tasks)
+            return None
         add_gradient(meta, slopes)
         return metrics, moments
 
@@ -115,6 +135,11 @@ class Compiled:
             replay(given)  # compilers work when they are first needed
         self._say(f"a step was compiled in {perf_counter() - began:.0f} s")
         return replay
+
+
+def joined(parts: list[Meta]) -> Meta:
+    """One tensor of each name, for the tasks of all parts."""
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def add_gradient(meta: Meta, slopes: Meta) -> None:

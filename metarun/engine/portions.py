@@ -1,4 +1,4 @@
-"""How many tasks an evaluation takes at a time: enough to fill the device, few enough for its memory."""
+"""How many tasks are taken at a time: enough to fill the device, few enough for its memory or its cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import ceil, prod
 
 import torch
 
-from metarun.types import Episodes, Meta
+from metarun.types import EpisodeBatch, Episodes, Meta
 
 MAPS = 64
 """feature maps as large as an image, the most that the usual networks make of it"""
@@ -16,6 +16,8 @@ CPU_BYTES = 2**30
 """of a CPU's memory; more makes no evaluation faster there"""
 GPU_PART = 1 / 4
 """of a GPU's"""
+CACHED = 2**25
+"""of what is worked on at a time in training, for each of a CPU's threads; more has to come from the memory again"""
 PORTIONS, FILLED = 8, 50
 """An evaluation has so many portions at least, for as many GPUs, unless they would be of fewer tasks than this."""
 
@@ -30,8 +32,20 @@ def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta)
         return asked
     task = episodes(0, 1)
     x = task.support_x
-    items, shape = x.shape[1] + task.query_x.shape[1], x.shape[2:]
-    numbers = items * max(prod(shape), MAPS * prod(shape[1:])) + sum(w.numel() for w in meta.values())
     whole = GPU_PART * torch.cuda.get_device_properties(x.device).total_memory if x.is_cuda else CPU_BYTES
-    fit = int(whole / (numbers * ALIVE * x.element_size()))
+    fit = int(whole / task_bytes(task, meta))
     return max(1, min(fit, max(FILLED, ceil(tasks / PORTIONS))))
+
+
+def cached_at_once(episodes: EpisodeBatch, meta: Meta) -> int:
+    """How many such tasks' gradients are in a CPU's cache together: 1, 2, 4, ..."""
+    fit = int(CACHED * torch.get_num_threads() / task_bytes(episodes, meta))
+    return 1 << max(fit.bit_length() - 1, 0)
+
+
+def task_bytes(episodes: EpisodeBatch, meta: Meta) -> float:
+    """About as much does each of these tasks take, with weights of its own."""
+    x = episodes.support_x
+    items, shape = x.shape[1] + episodes.query_x.shape[1], x.shape[2:]
+    numbers = items * max(prod(shape), MAPS * prod(shape[1:])) + sum(w.numel() for w in meta.values())
+    return numbers * ALIVE * x.element_size()
