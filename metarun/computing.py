@@ -19,7 +19,7 @@ from metarun.engine.loop import Computed, computed
 from metarun.engine.portions import cached_at_once
 from metarun.engine.state import TrainState
 from metarun.engine.step import Portion
-from metarun.types import Sampler
+from metarun.types import EpisodeBatch, Meta, Sampler
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,17 +39,32 @@ def computing(
 
 def compiling(plan: Plan, device: torch.device, episodes: Sampler, say: Callable[[str], None]) -> Portion | None:
     """What computes the gradient of some tasks from a list; None: it is computed as it comes."""
-    wanted, last = plan.device.compile, plan.train.iterations - 1
-    if wanted is False or (wanted == "auto" and device.type != "cpu"):
+    if not _lists(plan, device):
         return None
     from metarun.engine.compiled import WARM, Compiled
 
-    # Which steps come from a list depends on those before where they differ. A run that goes on has had others, so the
-    # same tasks must be summed up together either way.
-    one_kind = episodes.steady and plan.algorithm.at_step(0, last + 1) == plan.algorithm.at_step(last, last + 1)
-    few = one_kind and plan.device.chunk == "auto" and device.type == "cpu"
-    warm = 0 if wanted is True or one_kind else WARM
-    return Compiled(say, warm, compiler(device), cached_at_once if few else None)
+    warm = 0 if plan.device.compile is True or _one_kind(plan, episodes) else WARM
+    return Compiled(say, warm, compiler(device), few_at_once(plan, device, episodes))
+
+
+def few_at_once(plan: Plan, device: torch.device, episodes: Sampler) -> Callable[[EpisodeBatch, Meta], int] | None:
+    """What tells how many tasks are done at a time because more are hardly faster; None: nothing does.
+
+    Which steps come from a list depends on those before, where they differ. A run that goes on has had others, and must
+    sum the same tasks up together.
+    """
+    able = _lists(plan, device) and device.type == "cpu" and _one_kind(plan, episodes)
+    return cached_at_once if able and plan.device.chunk == "auto" else None
+
+
+def _lists(plan: Plan, device: torch.device) -> bool:
+    return plan.device.compile is True or (plan.device.compile == "auto" and device.type == "cpu")
+
+
+def _one_kind(plan: Plan, episodes: Sampler) -> bool:
+    """Whether all steps are the same but for what their tensors hold."""
+    steps, at_step = plan.train.iterations, plan.algorithm.at_step
+    return episodes.steady and at_step(0, steps) == at_step(steps - 1, steps)
 
 
 def compiler(device: torch.device) -> Callable[..., Any] | None:

@@ -22,7 +22,7 @@ import torch
 from metarun import checkpoint, runs
 from metarun.build import networks, sampler, serves
 from metarun.company import Company
-from metarun.computing import computing
+from metarun.computing import computing, few_at_once
 from metarun.config import Tree
 from metarun.device import describe
 from metarun.engine.distributed import ALONE
@@ -106,6 +106,9 @@ def training(session: Session, state: TrainState, seconds: float) -> Training:
     tasks = min(tasks_at_once(plan.device.eval_batch, session.val, count, state.meta), count)
     batch = min(timed(session, lambda: validated(session, state, tasks)) for _ in range(2))
     size, save = saved(state)
+    at_a_time = state.chunk or min(chunk or plan.train.meta_batch, plan.train.meta_batch)
+    if (few := few_at_once(plan, session.device, session.train)) is not None:
+        at_a_time = min(at_a_time, few(session.train(0, 1), state.meta))
     validations, saves = (-(-plan.train.iterations // n) for n in (plan.train.val_every, plan.checkpoint.every))
     return Training(
         step,
@@ -113,7 +116,7 @@ def training(session: Session, state: TrainState, seconds: float) -> Training:
         batch * count / tasks,
         validations,
         size,
-        state.chunk or min(chunk or plan.train.meta_batch, plan.train.meta_batch),
+        at_a_time,
     )
 
 

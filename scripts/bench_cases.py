@@ -100,10 +100,11 @@ def drawn(case: Case) -> tuple[Any, Any, dict[str, Tensor]]:
     return algorithm, net, algorithm.init(net, torch.Generator().manual_seed(0))
 
 
-def metarun(case: Case, dtype: torch.dtype, device: torch.device, listed: bool = False) -> Built:
-    """`listed`: as `device.compile=true` has it"""
+def metarun(case: Case, dtype: torch.dtype, device: torch.device, system: str) -> Built:
+    """As it is by default, or as one of `OWN` has it."""
     from metarun.computing import compiler
     from metarun.engine.compiled import Compiled
+    from metarun.engine.portions import cached_at_once
     from metarun.engine.state import TrainState
     from metarun.engine.step import as_it_comes, meta_gradient, train_step
     from metarun.types import EpisodeBatch
@@ -111,7 +112,12 @@ def metarun(case: Case, dtype: torch.dtype, device: torch.device, listed: bool =
     algorithm, net, weights = drawn(case)
     meta = {name: w.to(device, dtype).requires_grad_() for name, w in weights.items()}
     state = TrainState(meta, torch.optim.Adam(meta.values()))
-    portion = Compiled(lambda line: None, compiler=compiler(device)) if listed else as_it_comes
+    cpu = device.type == "cpu"
+    if system == ("metarun" if cpu else "compiled") or system == "all at once":
+        few = cached_at_once if system == "metarun" else None
+        portion = Compiled(lambda line: None, compiler=compiler(device), at_once=few)
+    else:
+        portion = as_it_comes
     batch = EpisodeBatch(*episodes(case, dtype, device))
 
     def gradient(draw: int) -> Tensor:
@@ -260,12 +266,21 @@ def flat(weights: list[Tensor]) -> Tensor:
     return torch.cat([w.grad.flatten() for w in weights if w.grad is not None])
 
 
-def peers_of(case: Case) -> list[str]:
-    return ["compiled", "higher", "torchopt", "loop"] if case.method in ("maml", "anil") else ["compiled", "loop"]
+OWN = {
+    "all at once": "device.chunk=null, on a CPU",
+    "torch's": "device.kernels=false device.compile=false, on a CPU",
+    "compiled": "device.compile=true, on a GPU",
+}
+"""metarun as it is not by default"""
+
+
+def peers_of(case: Case, device: str) -> list[str]:
+    own = ["all at once", "torch's"] if device == "cpu" else ["compiled"]
+    return [*own, *(["higher", "torchopt"] if case.method in ("maml", "anil") else []), "loop"]
 
 
 def built(system: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Built:
     where = torch.device(device)
-    if system in ("metarun", "compiled"):
-        return metarun(case, dtype, where, system == "compiled")
+    if system == "metarun" or system in OWN:
+        return metarun(case, dtype, where, system)
     return plain(case, dtype, where, system)

@@ -1,10 +1,10 @@
 """A meta-step of metarun beside the same work in its peers, in turns.
 
-Peers are `higher`, TorchOpt, the plain task loop, and metarun with `device.compile=true`. Each system is a process of
-its own, as its users have it, and works while all others wait. Beside the times: the most memory that each took; how
-far its meta-gradient is from the one in float64, of its norm, the median of five draws (one ReLU that falls on the
-other side outweighs all rounding); and how far metarun is from the arithmetic, counted, at the rate of a matrix product
-here.
+Peers are `higher`, TorchOpt, the plain task loop, and metarun as it is not by default (`bench_cases.OWN`). Each system
+is a process of its own, as its users have it, and works while all others wait. Beside the times: the most memory that
+each took; how far its meta-gradient is from the one in float64, of its norm, the median of five draws (one ReLU that
+falls on the other side outweighs all rounding); and how far metarun is from the arithmetic, counted, at the rate of a
+matrix product here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bench_cases import CASES, Case, built, peers_of
+from bench_cases import CASES, OWN, Case, built, peers_of
 from numpy.linalg import norm
 
 from metarun import __version__
@@ -47,8 +47,8 @@ def memory(what: str) -> int:
 def serve(system: str, case: Case, threads: int, device: str, asked: Connection) -> None:
     """The process of one system: answers "gradients", "step", "memory" and "flops" until it hears "end"."""
     torch.set_num_threads(threads)
-    if system in ("metarun", "compiled"):
-        pick(DeviceSettings(kind=device))
+    if system == "metarun" or system in OWN:
+        pick(DeviceSettings(kind=device, kernels=False if system == "torch's" else "auto"))
     exact = system == "float64"
     before = memory("VmRSS")
     made = built("loop" if exact else system, case, torch.float64 if exact else torch.float32, device)
@@ -108,7 +108,7 @@ def rate(device: str, side: int = 2048) -> float:
 def compare(name: str, peers: list[str], seconds: float, device: str) -> dict[str, Any]:
     """One case's figures. Steps are taken in turns for about so many seconds, 5 of each at least."""
     case = CASES[name]
-    systems = ["metarun", *(peer for peer in peers if peer in peers_of(case))]
+    systems = ["metarun", *(peer for peer in peers_of(case, device) if not peers or peer in peers)]
     with serving(["float64"], case, device) as lines:
         exact = ask(lines["float64"], "gradients")
     with serving(systems, case, device) as lines:
@@ -150,7 +150,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"{'':18}{'median':>9}{'quartiles':>17}{'ratio':>7}{'memory':>10}{'gradient error':>16}")
     for system, found in result["systems"].items():
         low, high = found["quartiles"]
-        name = {"metarun": f"metarun {__version__}", "compiled": "  compiled", "loop": "plain loop"}.get(system, system)
+        names = {"metarun": f"metarun {__version__}", "loop": "plain loop"} | {own: f"  {own}" for own in OWN}
+        name = names.get(system, system)
         print(
             f"{name:<18}{found['median']:>8.3f}s{low:>9.3f} -{high:>6.3f}{found['ratio']:>7.2f}"
             f"{found['memory'] / 1e6:>7.0f} MB{found['gradient_error']:>16.0e}"
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (all)")
     parser.add_argument("--seconds", type=float, default=40, help="of steps for each case, 5 of each at least (40)")
-    parser.add_argument("--peers", default="compiled,higher,torchopt,loop")
+    parser.add_argument("--peers", default="", help="higher,torchopt,loop and so on (all there are)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="a file for all figures, as JSON")
     parser.add_argument("--quick", action="store_true", help="the plain loop only; fails if metarun became slow")
@@ -186,7 +187,7 @@ def main() -> None:
     for name in args.cases:
         if name not in CASES:
             parser.error(f"no such case: {name}; there are {', '.join(CASES)}")
-    peers = ["loop"] if args.quick else args.peers.split(",")
+    peers = ["loop"] if args.quick else [peer for peer in args.peers.split(",") if peer]
     names = args.cases or (QUICK if args.quick else CASES)
     seconds = 15 if args.quick else args.seconds
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {describe(torch.device(args.device))}")

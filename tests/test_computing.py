@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from metarun.computing import with_tf32
+from metarun.algorithms.maml import MAML
+from metarun.algorithms.mamlpp import MAMLPP
+from metarun.computing import few_at_once, with_tf32
 from metarun.device import allow_tf32, pick
-from metarun.settings import DeviceSettings
+from metarun.settings import DeviceSettings, TrainSettings
 from metarun.types import InputError
 
 
@@ -47,3 +50,21 @@ def test_tf32_is_for_training_steps_alone(without_tf32: None, fails: bool) -> No
 def test_tf32_is_a_gpu_s() -> None:
     with pytest.raises(InputError, match=r"device.precision=tf32: is a GPU's.*device.precision=fp32"):
         pick(DeviceSettings(kind="cpu", precision="tf32"))
+
+
+def few(algorithm: Any = None, steady: bool = True, device: str = "cpu", **settings: Any) -> bool:
+    plan: Any = SimpleNamespace(
+        device=DeviceSettings(**settings),
+        algorithm=algorithm or MAML(),
+        train=TrainSettings(iterations=1000),
+    )
+    return few_at_once(plan, torch.device(device), SimpleNamespace(steady=steady)) is not None  # type: ignore[arg-type]
+
+
+def test_a_cpu_takes_few_tasks_at_a_time_where_all_steps_are_alike() -> None:
+    """Where they are not, what a run sums up together would depend on how often it was resumed."""
+    assert few() and few(compile=True)
+    assert few(MAMLPP(multi_step_loss=False, first_order_iterations=0))
+    assert not few(steady=False)
+    assert not few(MAMLPP(multi_step_loss=True, multi_step_iterations=500))
+    assert not few(compile=False) and not few(chunk=8) and not few(chunk=None) and not few(device="cuda")

@@ -31,7 +31,7 @@ import torch
 from torch import Generator, Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner import OWN, Given, detached, objective, outcome, own, repeated, weights_of
+from metarun.algorithms.inner import OWN, Given, detached, moved, objective, outcome, own, repeated, weights_of
 from metarun.types import Algorithm, Episode, Meta, Net, TaskLoss, register, setting
 
 
@@ -122,11 +122,8 @@ class MAMLPP(Algorithm):
 
             slope, met = grad(of_support, has_aux=True)(detached(weights) if self.first_order else weights)
             # With no rates learned the one number, not a tensor of it, for exactly MAML's arithmetic.
-            moved = {
-                name: w - (rates[name][k] if self.learn_rates else self.inner_lr) * slope[name]
-                for name, w in weights.items()
-            }
-            return moved, met
+            rate = {name: rates[name][k] if self.learn_rates else self.inner_lr for name in weights}
+            return {name: moved(w, rate[name], slope[name]) for name, w in weights.items()}, met
 
         start: tuple[Meta, list[Meta]] = weights_of(meta), []
         states = repeated(step, Given(net, meta, episode), start, steps, self.recompute)

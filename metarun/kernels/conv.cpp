@@ -76,6 +76,13 @@ void multiply(const Product<T>& p, Index rows, Index columns) {
     columns_from<T, (REGISTERS > 16 ? 4 : 2)>(p, rows, 0, columns);
 }
 
+// Numbers that are worked on at once, of half a megabyte.
+template <class T>
+constexpr Index CACHE = 512 * 1024 / sizeof(T);
+
+// The smallest number from 0 on that is `a` modulo `stride`.
+inline Index first_of(Index a, Index stride) { return (a % stride + stride) % stride; }
+
 // Some images of one task, turned, and what lies in them: each place's channels together, with a margin of zeros; or,
 // in `patches`, the inputs of each place of the output.
 template <class T>
@@ -94,8 +101,7 @@ class Images {
 
     // How many images of so many are in the cache at once, with what becomes of them.
     Index together(Index images) const {
-        constexpr Index CACHE = 512 * 1024;
-        return std::max(Index(1), std::min<Index>(images, CACHE / sizeof(T) / (size + s.places() * whole<T>(s.o))));
+        return std::max(Index(1), std::min(images, CACHE<T> / (size + s.places() * whole<T>(s.o))));
     }
     void enter(Room<T>& room, Room<Index>& table, Index images) {
         at = room.of(images * size);
@@ -103,9 +109,8 @@ class Images {
         inside = table.of(s.h * s.w);
         for (Index y = 0, p = 0; y < s.h; y++)
             for (Index x = 0; x < s.w; x++, p++) inside[p] = ((y + s.k / 2) * (s.w + s.k - 1) + x + s.k / 2) * channels;
-        clear(images);
+        std::memset(at, 0, images * size * sizeof(T));
     }
-    void clear(Index images) { std::memset(at, 0, images * size * sizeof(T)); }
 
     // Where the inputs of a place of the output begin, and where a tap's are from there.
     Index begin(Index place) const {
@@ -120,10 +125,6 @@ class Images {
             lay_out(from, to);
         else
             spread<T>(from, s.h * s.w, s.c, s.h * s.w, from + s.image(), [&](Index p) { return to + inside[p]; });
-    }
-    void write(Index i, T* to) const {
-        const T* from = at + i * size;
-        collect<T>([&](Index p) { return from + inside[p]; }, to, s.h * s.w, s.c, s.h * s.w);
     }
 
   private:
@@ -209,38 +210,59 @@ void maps(const Sizes& s, const T* x, const T* w, T* y, Index first, Index last)
 }
 
 // w, gradient of y -> gradient of x, for the images from `first` up to `last`
+//
+// Which taps reach a place of an image depends on its row and column modulo the stride. Places with the same taps make
+// one product, whose left factor is the gradient of y within a margin of zeros.
 template <class T>
 void images_gradient(const Sizes& s, const T* w, const T* g, T* gx, Index first, Index last) {
     Rooms<T>& room = rooms<T>();
-    Images<T> images(s, false);
-    const Index places = s.places(), outputs = whole<T>(s.o), inputs = images.channels;
-    const Index at_once = images.together(last - first);
+    const Index outputs = whole<T>(s.o), inputs = whole<T>(s.c), middle = s.k / 2, pixels = s.h * s.w;
+    const Index before = (s.k - 1) / s.stride, after = (middle + s.stride - 1) / s.stride;
+    const Index line = before + s.across() + after, size = (before + s.high() + after) * line * outputs;
+    const Index at_once = std::max(Index(1), std::min(last - first, CACHE<T> / (size + pixels * inputs)));
     T* weights = room.weights.of(s.taps() * s.o * inputs);
     for (Index o = 0; o < s.o; o++) {
         const auto to = [&](Index t) { return weights + (t * s.o + o) * inputs; };
         spread<T>(w + o * s.inputs(), s.taps(), s.c, s.taps(), w + s.o * s.inputs(), to);
     }
-    images.enter(room.images, room.places, at_once);
-    T* slopes = room.maps.of(at_once * places * outputs);
-    const T** a = room.a.of(at_once * places);
-    T** out = room.out.of(at_once * places);
-    for (Index r = 0; r < at_once * places; r++) a[r] = slopes + r * outputs;
-    const Index zero = 0;
+    T* slopes = room.maps.of(at_once * size);
+    std::memset(slopes, 0, at_once * size * sizeof(T));
+    Index* inside = room.places.of(s.places());
+    for (Index y = 0, p = 0; y < s.high(); y++)
+        for (Index x = 0; x < s.across(); x++, p++) inside[p] = ((y + before) * line + x + before) * outputs;
+    T* sums = room.images.of(at_once * pixels * inputs);
+    const T** a = room.a.of(at_once * pixels);
+    T** out = room.out.of(at_once * pixels);
     for (Index i = first; i < last; i += at_once) {
         const Index count = std::min(at_once, last - i);
-        if (i > first) images.clear(count);
         for (Index q = 0; q < count; q++) {
-            T* own = slopes + q * places * outputs;
-            read_map(s, g + (i + q) * s.map(), own);
+            T* own = slopes + q * size;
+            const T* from = g + (i + q) * s.map();
+            spread<T>(from, s.places(), s.o, s.places(), from + s.map(), [&](Index p) { return own + inside[p]; });
         }
-        for (Index t = 0; t < s.taps(); t++) {
-            for (Index q = 0, r = 0; q < count; q++)
-                for (Index p = 0; p < places; p++, r++)
-                    out[r] = images.at + q * images.size + images.begin(p) + images.tap(t);
-            const T* own = weights + t * s.o * inputs;
-            multiply<T>({a, &zero, 1, s.o, 1, own, inputs, out, true}, count * places, inputs);
+        for (Index top = 0; top < s.stride; top++)
+            for (Index left = 0; left < s.stride; left++) {
+                Index rows = 0;
+                for (Index q = 0; q < count; q++)
+                    for (Index y = first_of(top - middle, s.stride); y < s.h; y += s.stride)
+                        for (Index x = first_of(left - middle, s.stride); x < s.w; x += s.stride, rows++) {
+                            const Index down = (y + middle - top) / s.stride, along = (x + middle - left) / s.stride;
+                            a[rows] = slopes + q * size + ((down + before) * line + along + before) * outputs;
+                            out[rows] = sums + (q * pixels + y * s.w + x) * inputs;
+                        }
+                bool add = false;
+                for (Index ky = top; ky < s.k; ky += s.stride)
+                    for (Index kx = left; kx < s.k; kx += s.stride, add = true) {
+                        const Index tap = -(ky / s.stride * line + kx / s.stride) * outputs;
+                        const T* own = weights + (ky * s.k + kx) * s.o * inputs;
+                        multiply<T>({a, &tap, 1, s.o, 1, own, inputs, out, add}, rows, inputs);
+                    }
+                if (!add) multiply<T>({a, nullptr, 0, 0, 0, weights, 0, out, false}, rows, inputs);  // no tap: zeros
+            }
+        for (Index q = 0; q < count; q++) {
+            const T* own = sums + q * pixels * inputs;
+            collect<T>([&](Index p) { return own + p * inputs; }, gx + (i + q) * s.image(), pixels, s.c, pixels);
         }
-        for (Index q = 0; q < count; q++) images.write(q, gx + (i + q) * s.image());
     }
 }
 

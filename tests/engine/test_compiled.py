@@ -88,6 +88,32 @@ def test_each_size_of_a_portion_has_its_list(counted: list[int]) -> None:
     assert len(counted) == 2
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_a_few_at_once_are_the_same_tasks(at_once: int, counted: list[int]) -> None:
+    algorithm, net, said = make_algorithm("maml"), make_net(CONV4), list[str]()
+    given = algorithm, net, make_meta(algorithm, net), make_episodes()
+    portion = Compiled(said.append, at_once=lambda episodes, meta: at_once)
+    for _ in range(3):
+        assert same(gradient(*given, portion), gradient(*given, as_it_comes, at_once))  # of three tasks
+    assert len(counted) == {1: 1, 2: 2, 8: 1}[at_once] and not said
+
+
+def test_without_a_list_the_rest_is_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few at a time are slow as they come."""
+    algorithm, net = make_algorithm("maml"), make_net(MLP)
+    portion, said = Compiled((said := list[str]()).append, at_once=lambda episodes, meta: 1), said
+    given, sizes = (algorithm, net, make_meta(algorithm, net), make_episodes()), list[int]()
+
+    def count(*what: Any) -> Any:
+        sizes.append(len(what[4].ticket))
+        return as_it_comes(*what)
+
+    monkeypatch.setattr(compiled, "recorded", lambda *what: 1 / 0)
+    monkeypatch.setattr(compiled, "as_it_comes", count)
+    assert same(gradient(*given, portion), gradient(*given, as_it_comes))
+    assert sizes == [3] and len(said) == 1
+
+
 def test_it_draws_what_is_random_from_the_tasks_tickets() -> None:
     algorithm = make_algorithm("protonet")
     net = make_net(("conv4", {"filters": 8, "blocks": 2, "dropout": 0.5}))

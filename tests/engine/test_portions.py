@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metarun.counter import Number
-from metarun.engine.portions import CPU_BYTES, FILLED, PORTIONS, tasks_at_once
+from metarun.engine.portions import CACHED, CPU_BYTES, FILLED, PORTIONS, cached_at_once, task_bytes, tasks_at_once
 from metarun.types import Episode, EpisodeBatch, Meta
 
 
@@ -47,3 +47,14 @@ def test_large_tasks_are_as_many_as_fit() -> None:
     heavy = {"w": torch.empty(CPU_BYTES // 40, device="meta")}
     assert tasks_at_once(None, Tasks(5, *OMNIGLOT), 600, heavy) == 2
     assert tasks_at_once(None, Tasks(5, 3 * 10**6), 600, SMALL) < tasks_at_once(None, Tasks(5, 3), 600, SMALL)
+
+
+def test_of_what_is_cached_for_a_gradient_there_is_a_power_of_two() -> None:
+    """It divides the usual meta-batches: all portions are alike."""
+    room = CACHED * torch.get_num_threads()
+    for items, shape in ((1, (20,)), (5, OMNIGLOT), (40, OMNIGLOT), (50, (3, 84, 84))):
+        episodes = Tasks(items, *shape)(0, 1)
+        found, each = cached_at_once(episodes, SMALL), task_bytes(episodes, SMALL)
+        assert found.bit_count() == 1
+        assert found == 1 or found * each <= room < 2 * found * each
+        assert found > 1 or each > room / 2
