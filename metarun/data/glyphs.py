@@ -42,6 +42,7 @@ _POINTS = 6  # control points of a stroke
 _INK = 10  # points of ink between two control points
 _FLOW = 1.7  # ink in the middle of a line, where 1 is black: more makes its edges harder
 _CHUNK = 256  # pages drawn at once: bounds the memory
+_FAR = -40.0  # exponent from which on a dot's ink is nothing
 _MARGIN = 2.5  # pixels kept free around the control points
 
 
@@ -247,7 +248,8 @@ def _render(bases: tuple[Tensor, Tensor], points: Tensor, roundness: Tensor, pen
     unit = math.sqrt(0.5) / pen[:, None, None]
     x, y = (path.flatten(1, 2).mT * unit).unsqueeze(2).unbind(1)  # (N, 1, S * P)
     pixels = torch.arange(SIDE)[:, None] * unit  # (N, SIDE, 1)
-    bell_x, bell_y = ((pixels - at).square_().neg_().exp_() for at in (x, y))
+    # Far away a bell is next to nothing, and then so small that processors are slow with it: there it ends.
+    bell_x, bell_y = ((pixels - at).square_().neg_().clamp_(min=_FAR).exp_() for at in (x, y))
     return ((bell_y * ink[:, None]) @ bell_x.mT).clamp_(max=1).mul_(255).round_().to(torch.uint8)
 
 
