@@ -274,6 +274,9 @@ OWN = {
 """metarun as it is not by default"""
 
 
+PEERS = ("higher", "torchopt", "loop")
+
+
 def peers_of(case: Case, device: str) -> list[str]:
     own = ["all at once", "torch's"] if device == "cpu" else ["compiled"]
     return [*own, *(["higher", "torchopt"] if case.method in ("maml", "anil") else []), "loop"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bench_cases import CASES, OWN, Case, built, peers_of
+from bench_cases import CASES, OWN, PEERS, Case, Step, built, peers_of
 from numpy.linalg import norm
 
 from metarun import __version__
@@ -32,6 +33,7 @@ from metarun.device import describe, pick
 from metarun.files import write_atomic
 from metarun.settings import DeviceSettings
 
+SPINS = "GOMP_SPINCOUNT"
 RECORDED = Path(__file__).with_name("bench_recorded.json")
 DRAWS = 5
 QUICK = ("maml-5w1s", "maml-5w1s-q15")
@@ -43,6 +45,14 @@ def memory(what: str) -> int:
     """Bytes of this process: VmRSS, what it has, or VmHWM, the most that it had."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024
+
+
+def timed(step: Step, device: str) -> float:
+    began = perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - began
 
 
 def serve(system: str, case: Case, threads: int, device: str, asked: Connection) -> None:
@@ -58,12 +68,8 @@ def serve(system: str, case: Case, threads: int, device: str, asked: Connection)
             asked.send([made.gradient(draw).double().cpu().numpy() for draw in range(1, DRAWS + 1)])
         elif what == "step":
             # A run takes its steps one after another: the first after the others' turns is not like them.
-            for _ in range(2):
-                began = perf_counter()
-                made.step()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-            asked.send(perf_counter() - began)
+            took = [timed(made.step, device) for _ in range(2)]
+            asked.send(took[-1])
         elif what == "flops":
             from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,7 +87,9 @@ def serving(systems: list[str], case: Case, device: str) -> Iterator[dict[str, C
         lines[system], theirs = spawn.Pipe()
         args = (system, case, torch.get_num_threads(), device, theirs)
         processes.append(spawn.Process(target=serve, args=args, daemon=True))
+        spins = os.environ.pop(SPINS, None) if system in PEERS else None  # metarun's own, which peers do without
         processes[-1].start()
+        os.environ.update({SPINS: spins} if spins else {})
         theirs.close()
     try:
         yield lines

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract.small import CONV4, RESNET12, make_algorithm, make_episodes, make_meta, make_net, make_running
+from contract.small import CONV4, POOLED, RESNET12, make_algorithm, make_episodes, make_meta, make_net, make_running
 
 from metarun.engine.step import meta_gradient
 from metarun.kernels import library
-
-POOLED = ("conv4", {"filters": 8, "blocks": 2, "halving": "pool", "norm": "layer"})
 
 
 @pytest.mark.parametrize("statistics", ["batch", "support", "running"])
