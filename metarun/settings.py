@@ -135,8 +135,8 @@ class DeviceSettings:
 
     `precision` is that of a training step's products and convolutions (`tf32`: on a GPU; `bf16`: the network's alone);
     all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed; with
-    `compile` the gradient of a step is taken apart once and done from a list (`auto`: on a CPU, as soon as it is of use;
-    see `metarun.engine.compiled`).
+    `compile` the gradient of a step is taken apart once and done from a list (`auto`: on a CPU, as soon as it is of
+    use; see `metarun.engine.compiled`).
     `kernels`: on a CPU, convolutions and norms are metarun's own, compiled once on each machine (`auto`: where that can
     be done; false: torch's; see `metarun.kernels`).
     `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`; `chunk` tasks of
