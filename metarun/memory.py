@@ -38,6 +38,8 @@ def at_a_time(gradient: Callable[[int], None], tasks: int, device: torch.device,
         if first is None or scale * first * tasks <= SHARE * free:
             return None
         one, two = (taken(lambda n=n: gradient(n), device) for n in (1, 2))
+        if one is not None and two is not None and two <= one:
+            two = taken(lambda: gradient(2), device)  # some of it was taken again unseen
         free = free_bytes(device)
     except (RuntimeError, MemoryError) as e:
         if not is_about_memory(e):
