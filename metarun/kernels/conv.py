@@ -94,21 +94,35 @@ class _Missing(Function):
 
 
 def _empty(a: Tensor, b: Tensor, missing: int, geometry: list[int]) -> Tensor:
+    """What is missing: weights as torch has them, images and maps with the channels of each place together."""
     height, width, k, stride = geometry
-    if missing == IMAGES:
-        return a.new_empty(a.shape[0], b.shape[1], a.shape[2], height, width)
     if missing == WEIGHTS:
         return a.new_empty(a.shape[0], b.shape[2], a.shape[2], k, k)
-    return a.new_empty(*a.shape[:2], b.shape[1], (height - 1) // stride + 1, (width - 1) // stride + 1)
+    if missing == IMAGES:
+        tasks, n, channels = a.shape[0], b.shape[1], a.shape[2]
+    else:
+        tasks, n, channels = a.shape[0], a.shape[1], b.shape[1]
+        height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    line = width * channels
+    strides = n * height * line, height * line, 1, line, channels
+    return a.new_empty_strided((tasks, n, channels, height, width), strides)
+
+
+def _together(t: Tensor) -> Tensor:
+    """Images or maps with the channels of each place together; a copy if they are not so yet."""
+    return t.permute(0, 1, 3, 4, 2).contiguous()
 
 
 def _convolve(a: Tensor, b: Tensor, missing: int, geometry: list[int]) -> Tensor:
-    a, b, out = a.contiguous(), b.contiguous(), _empty(a, b, missing, geometry)
+    out = _empty(a, b, missing, geometry)
     if out.numel() == 0 or a.numel() == 0:
         return out.zero_()
     images, weights = (a, b) if missing == MAPS else (a, out) if missing == WEIGHTS else (out, a)
     sizes = library.numbers(*images.shape, weights.shape[1], *geometry[2:])
-    pointers = a.data_ptr(), b.data_ptr(), out.data_ptr()
+    # Held until the kernel has read them.
+    p = a.contiguous() if missing == IMAGES else _together(a)
+    q = b.contiguous() if missing == MAPS else _together(b)
+    pointers = p.data_ptr(), q.data_ptr(), out.data_ptr()
     library.function(NAMES[a.dtype], ARGUMENTS)(missing, sizes, *pointers, torch.get_num_threads())
     return out
 

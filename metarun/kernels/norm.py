@@ -5,6 +5,7 @@ They are `_norm`, `_gradient` and `_second` of `metarun.batchnorm`, with the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_void_p
 from functools import cache
 from typing import Any
@@ -44,11 +45,13 @@ def second(*given: Any) -> Three:
     return torch.ops.metarun.norm_second(tensors, eps, slope)
 
 
-def _call(name: str, x: Tensor, given: tuple[Tensor, ...], eps: float, slope: float | None) -> None:
-    arguments = _arguments(len(given))
-    pointers = (t.data_ptr() for t in given)
-    f = library.function(f"metarun_{name}_{NAMES[x.dtype]}", arguments)
-    f(library.numbers(*x.shape), *pointers, eps, slope or 0.0, slope is not None, torch.get_num_threads())
+def _call(name: str, rows: Tensor, given: Sequence[Tensor], out: Three, eps: float, slope: float | None) -> None:
+    arguments = _arguments(len(given) + len(out))
+    pointers = (t.data_ptr() for t in (*given, *out))
+    tasks, n, places, channels = rows.shape
+    f = library.function(f"metarun_{name}_{NAMES[rows.dtype]}", arguments)
+    sizes = library.numbers(tasks, n * places, channels)
+    f(sizes, *pointers, eps, slope or 0.0, slope is not None, torch.get_num_threads())
 
 
 @cache
@@ -56,43 +59,56 @@ def _arguments(tensors: int) -> tuple[Any, ...]:
     return c_void_p, *(c_void_p,) * tensors, c_double, c_double, c_int, c_int
 
 
+def _rows(*images: Tensor) -> list[Tensor]:
+    """(tasks, n, channels, places) -> (tasks, n, places, channels), each place's channels together."""
+    return [t.transpose(2, 3).contiguous() for t in images]
+
+
 def _norm(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> Three:
-    x, w, b = x.contiguous(), w.contiguous(), b.contiguous()
-    y, mean, var = _empty_norm(x, w, b, eps, slope)
-    _call("norm", x, (x, w, b, y, mean, var), eps, slope)
-    return y, mean, var
+    (rows,), out = _rows(x), _empty_norm(x, w, b, eps, slope)
+    _call("norm", rows, (rows, w.contiguous(), b.contiguous()), out, eps, slope)
+    return out
 
 
 def _gradient(given: list[Tensor], eps: float, slope: float | None) -> Three:
-    g, x, y, w, mean, var = (t.contiguous() for t in given)
-    gx, gw, gb = _like(x, mean, 1)
-    _call("norm_gradient", x, (g, x, y, w, mean, var, gx, gw, gb), eps, slope)
-    return gx, gw, gb
+    g, x, y = _rows(*given[:3])
+    out = _empty_gradient(given, eps, slope)
+    _call("norm_gradient", x, (g, x, y, *(t.contiguous() for t in given[3:])), out, eps, slope)
+    return out
 
 
 def _second(given: list[Tensor], eps: float, slope: float | None) -> Three:
-    g, x, y, w, *rest = (t.contiguous() for t in given)
-    for_g, for_x, for_w = _like(x, rest[0], 2)
-    _call("norm_second", x, (g, x, y, w, *rest, for_g, for_x, for_w), eps, slope)
-    return for_g, for_x, for_w
+    *images, w, mean, var, gw, gb, to_gx, to_gw, to_gb = given
+    g, x, y, to_gx = _rows(*images, to_gx)
+    w, mean, var, gw, gb, to_gw, to_gb = (t.contiguous() for t in (w, mean, var, gw, gb, to_gw, to_gb))
+    out = _empty_second(given, eps, slope)
+    _call("norm_second", x, (g, x, y, w, mean, var, gw, gb, to_gx, to_gw, to_gb), out, eps, slope)
+    return out
 
 
-def _like(images: Tensor, channels: Tensor, maps: int) -> Three:
-    """Empty: so many shaped as the images, and the rest as what belongs to channels."""
-    made = [torch.empty_like(images if i < maps else channels) for i in range(3)]
+def _like(x: Tensor, images: int) -> Three:
+    """Empty: so many shaped as x, with the channels of each place together, and the rest as what belongs to channels."""
+    tasks, n, channels, places = x.shape
+    one = n * places * channels
+    made = [
+        x.new_empty_strided(x.shape, (one, places * channels, 1, channels))
+        if i < images
+        else x.new_empty(tasks, 1, channels, 1)
+        for i in range(3)
+    ]
     return made[0], made[1], made[2]
 
 
 def _empty_norm(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> Three:
-    return _like(x, x.new_empty(len(x), 1, x.shape[2], 1), 1)
+    return _like(x, 1)
 
 
 def _empty_gradient(given: list[Tensor], eps: float, slope: float | None) -> Three:
-    return _like(given[1], given[4], 1)
+    return _like(given[1], 1)
 
 
 def _empty_second(given: list[Tensor], eps: float, slope: float | None) -> Three:
-    return _like(given[1], given[4], 2)
+    return _like(given[1], 2)
 
 
 _operations = torch.library.Library("metarun", "FRAGMENT")

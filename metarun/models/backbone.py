@@ -5,6 +5,7 @@ What is changed in it, and why:
 - Every batch norm and layer norm is replaced: torch's own give silently wrong second-order gradients under the engine's
   transforms (`metarun/layers.py`), and a batch norm must take its statistics from where the model's settings say.
 - Attention and hard sigmoids take their plain formulas: torch's own kernels have no second derivative.
+- Convolutions are metarun's where it has them, which are the faster ones for weights of each task's own.
 - Its dropout and stochastic depth are off, and auxiliary classifiers are taken out.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.func import debug_unwrap, functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
-from metarun.layers import Norm
+from metarun.layers import Norm, conv2d
 from metarun.models.pretrained import build
 from metarun.types import Meta
 
@@ -74,11 +76,33 @@ class PlainHardsigmoid(nn.Module):
         return F.relu6(x + 3) / 6
 
 
-class GlobalMean(nn.Module):
-    """In place of adaptive pooling to one pixel, which for some layouts has no batching rule and runs task by task."""
+class TaskConv2d(nn.Module):
+    """In place of a convolution that metarun has too, which then chooses how it is done."""
+
+    def __init__(self, old: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.stride = old.weight, old.bias, old.stride[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
+        return conv2d(x, self.weight, self.bias, self.stride)
+
+    @staticmethod
+    def fits(old: nn.Module) -> bool:
+        """Whether it is a square kernel with a middle, and one step from side to side, and keeps the size at stride 1."""
+        if not isinstance(old, nn.Conv2d) or old.groups > 1 or old.padding_mode != "zeros":
+            return False
+        k, stride = old.kernel_size[0], old.stride[0]
+        plain = old.kernel_size == (k, k) and old.stride == (stride, stride) and old.dilation == (1, 1)
+        return plain and k % 2 == 1 and old.padding == (k // 2, k // 2)
+
+
+class GlobalMean(TorchFunctionMode):
+    """Has adaptive pooling to one pixel done as a mean: for some layouts it has no batching rule and runs task by task."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):
+            return args[0].mean((2, 3), keepdim=True)
+        return func(*args, **(kwargs or {}))
 
 
 class Traced(NamedTuple):
@@ -116,8 +140,8 @@ class Backbone:
                 new = TaskLayerNorm(name, old, self._scope, isinstance(old, LayerNorm2d))
             elif isinstance(old, nn.Hardsigmoid):
                 new = PlainHardsigmoid()
-            elif isinstance(old, nn.AdaptiveAvgPool2d) and old.output_size in (1, (1, 1)):
-                new = GlobalMean()
+            elif TaskConv2d.fits(old):
+                new = TaskConv2d(cast(nn.Conv2d, old))
             else:
                 continue
             module.set_submodule(name, new)
@@ -138,7 +162,7 @@ class Backbone:
         own = {name: weights[name] for name in self.names if name in weights}
         self._scope.norm = norm
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), GlobalMean():
                 y = functional_call(self._module, own | self.buffers(x.device, x.dtype), (x,))
         finally:
             self._scope.norm = None
