@@ -12,11 +12,10 @@ import torch
 from metarun import cache
 from metarun.config import Plan
 from metarun.device import allow_tf32
-from metarun.engine import stacked
+from metarun.engine import portions, stacked
 from metarun.engine.distributed import Ranks
 from metarun.engine.graph import Recorded, RecordedTogether, recordable
 from metarun.engine.loop import Computed, computed
-from metarun.engine.portions import cached_at_once
 from metarun.engine.state import TrainState
 from metarun.engine.step import Portion
 from metarun.types import EpisodeBatch, Meta, Sampler
@@ -54,7 +53,7 @@ def few_at_once(plan: Plan, device: torch.device, episodes: Sampler) -> Callable
     sum the same tasks up together.
     """
     able = _lists(plan, device) and device.type == "cpu" and _one_kind(plan, episodes)
-    return cached_at_once if able and plan.device.chunk == "auto" else None
+    return portions.few_at_once if able and plan.device.chunk == "auto" else None
 
 
 def _lists(plan: Plan, device: torch.device) -> bool:

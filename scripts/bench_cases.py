@@ -104,17 +104,18 @@ def metarun(case: Case, dtype: torch.dtype, device: torch.device, system: str) -
     """As it is by default, or as one of `OWN` has it."""
     from metarun.computing import compiler
     from metarun.engine.compiled import Compiled
-    from metarun.engine.portions import cached_at_once
+    from metarun.engine.optim import make_optimizer
+    from metarun.engine.portions import few_at_once
     from metarun.engine.state import TrainState
     from metarun.engine.step import as_it_comes, meta_gradient, train_step
     from metarun.types import EpisodeBatch
 
     algorithm, net, weights = drawn(case)
     meta = {name: w.to(device, dtype).requires_grad_() for name, w in weights.items()}
-    state = TrainState(meta, torch.optim.Adam(meta.values()))
+    state = TrainState(meta, make_optimizer("Adam", meta.values(), 1e-3, {}))
     cpu = device.type == "cpu"
     if system == ("metarun" if cpu else "compiled") or system == "all at once":
-        few = cached_at_once if system == "metarun" else None
+        few = few_at_once if system == "metarun" else None
         portion = Compiled(lambda line: None, compiler=compiler(device), at_once=few)
     else:
         portion = as_it_comes

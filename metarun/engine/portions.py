@@ -16,8 +16,8 @@ CPU_BYTES = 2**30
 """of a CPU's memory; more makes no evaluation faster there"""
 GPU_PART = 1 / 4
 """of a GPU's"""
-CACHED = 2**25
-"""of what is worked on at a time in training, for each of a CPU's threads; more has to come from the memory again"""
+SHARE = 2**27
+"""of what is worked on at a time in training, for each of a CPU's threads: more takes memory, and hardly less time"""
 PORTIONS, FILLED = 8, 50
 """An evaluation has so many portions at least, for as many GPUs, unless they would be of fewer tasks than this."""
 
@@ -37,10 +37,13 @@ def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta)
     return max(1, min(fit, max(FILLED, ceil(tasks / PORTIONS))))
 
 
-def cached_at_once(episodes: EpisodeBatch, meta: Meta) -> int:
-    """How many such tasks' gradients are in a CPU's cache together: 1, 2, 4, ..."""
-    fit = int(CACHED * torch.get_num_threads() / task_bytes(episodes, meta))
-    return 1 << max(fit.bit_length() - 1, 0)
+def few_at_once(episodes: EpisodeBatch, meta: Meta) -> int:
+    """How many such tasks' gradients to compute at a time on a CPU: 1, 2, 4, ... for each of its threads.
+
+    A thread has whole tasks to itself then. To share one is slower, by half with 15 queries a class.
+    """
+    fit = int(SHARE / task_bytes(episodes, meta))
+    return torch.get_num_threads() << max(fit.bit_length() - 1, 0)
 
 
 def task_bytes(episodes: EpisodeBatch, meta: Meta) -> float:

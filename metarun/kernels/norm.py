@@ -87,7 +87,7 @@ def _second(given: list[Tensor], eps: float, slope: float | None) -> Three:
 
 
 def _like(x: Tensor, images: int) -> Three:
-    """Empty: so many shaped as x, with the channels of each place together, and the rest as what belongs to channels."""
+    """Empty: so many shaped as x, each place's channels together, and the rest as what belongs to channels."""
     tasks, n, channels, places = x.shape
     one = n * places * channels
     made = [

@@ -88,7 +88,7 @@ class TaskConv2d(nn.Module):
 
     @staticmethod
     def fits(old: nn.Module) -> bool:
-        """Whether it is a square kernel with a middle, and one step from side to side, and keeps the size at stride 1."""
+        """Whether its kernel is square and has a middle, and it keeps the size at stride 1."""
         if not isinstance(old, nn.Conv2d) or old.groups > 1 or old.padding_mode != "zeros":
             return False
         k, stride = old.kernel_size[0], old.stride[0]
@@ -97,7 +97,7 @@ class TaskConv2d(nn.Module):
 
 
 class GlobalMean(TorchFunctionMode):
-    """Has adaptive pooling to one pixel done as a mean: for some layouts it has no batching rule and runs task by task."""
+    """Makes adaptive pooling to one pixel a mean: for some layouts it has no batching rule and runs task by task."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1), [1, 1]):

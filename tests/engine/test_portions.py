@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metarun.counter import Number
-from metarun.engine.portions import CACHED, CPU_BYTES, FILLED, PORTIONS, cached_at_once, task_bytes, tasks_at_once
+from metarun.engine.portions import CPU_BYTES, FILLED, PORTIONS, SHARE, few_at_once, task_bytes, tasks_at_once
 from metarun.types import Episode, EpisodeBatch, Meta
 
 
@@ -49,12 +49,12 @@ def test_large_tasks_are_as_many_as_fit() -> None:
     assert tasks_at_once(None, Tasks(5, 3 * 10**6), 600, SMALL) < tasks_at_once(None, Tasks(5, 3), 600, SMALL)
 
 
-def test_of_what_is_cached_for_a_gradient_there_is_a_power_of_two() -> None:
-    """It divides the usual meta-batches: all portions are alike."""
-    room = CACHED * torch.get_num_threads()
-    for items, shape in ((1, (20,)), (5, OMNIGLOT), (40, OMNIGLOT), (50, (3, 84, 84))):
+def test_every_thread_has_tasks_of_its_own_in_training() -> None:
+    """As many as fit its share, a power of two: it divides the usual meta-batches, so that all portions are alike."""
+    for items, shape in ((1, (20,)), (5, OMNIGLOT), (40, OMNIGLOT), (200, OMNIGLOT), (50, (3, 84, 84))):
         episodes = Tasks(items, *shape)(0, 1)
-        found, each = cached_at_once(episodes, SMALL), task_bytes(episodes, SMALL)
-        assert found.bit_count() == 1
-        assert found == 1 or found * each <= room < 2 * found * each
-        assert found > 1 or each > room / 2
+        own, left = divmod(few_at_once(episodes, SMALL), torch.get_num_threads())
+        each = task_bytes(episodes, SMALL)
+        assert left == 0 and own.bit_count() == 1
+        assert own == 1 or own * each <= SHARE < 2 * own * each
+        assert own > 1 or each > SHARE / 2
