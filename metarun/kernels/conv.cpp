@@ -113,11 +113,11 @@ void multiply(const P& p, Index rows) {
     columns_from<T, (REGISTERS > 16 ? 4 : 2)>(p, rows, 0);
 }
 
-constexpr Index DEEP = 128;  // so many rows of a right factor stay in the first cache
+constexpr Index DEEP = 256;  // so many rows of a right factor stay in the first cache
 
 // Numbers that are worked on at once, of half a megabyte.
 template <class T>
-constexpr Index CACHE = 512 * 1024 / sizeof(T);
+constexpr Index CACHE = 1024 * 1024 / sizeof(T);
 
 template <class T>
 struct Rooms {
@@ -284,7 +284,7 @@ enum Missing { IMAGES, WEIGHTS, MAPS };
 template <class T>
 void images_or_maps(const Sizes& s, bool backward, const T* from, const T* w, T* to, int threads) {
     constexpr Index SOME = 8;  // images that are worth turning the weights once more
-    const Index most = std::max(ceil(threads, s.tasks), std::min(ceil(4 * threads, s.tasks), s.n / SOME));
+    const Index most = std::max(ceil(threads, s.tasks), std::min(ceil(2 * threads, s.tasks), s.n / SOME));
     const Index each = ceil(s.n, most), parts = ceil(s.n, each);
     const Index given = s.n * (backward ? s.map() : s.image()), made = s.n * (backward ? s.image() : s.map());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
@@ -299,7 +299,7 @@ void images_or_maps(const Sizes& s, bool backward, const T* from, const T* w, T*
 // the same, that are added up in order; where that leaves threads idle, rows of the sums are shared out.
 template <class T>
 void weights(const Sizes& s, const T* x, const T* g, T* out, int threads) {
-    constexpr Index SOME = 512, ENOUGH = 16, MOST = 1 << 24;  // places of a part; parts, and numbers in their sums
+    constexpr Index SOME = 512, ENOUGH = 4, MOST = 1 << 24;  // places of a part; parts, and numbers in their sums
     const Index wide = whole<T>(s.o), rows = s.inputs(), size = rows * wide, places = s.high() * s.across();
     const Index most = std::max(Index(1), std::min({s.n * places / SOME, s.n, ceil(ENOUGH, s.tasks), MOST / (s.tasks * size)}));
     const Index each = ceil(s.n, most), parts = ceil(s.n, each);
