@@ -48,9 +48,6 @@ struct Product {
 template <class T, Index ROWS, Index VECTORS>
 __attribute__((noinline)) void tile(const Product<T>& p, Index row, Index at) {
     Vector<T> sums[ROWS][VECTORS] = {};
-    if (p.add)
-        for (Index r = 0; r < ROWS; r++)
-            for (Index v = 0; v < VECTORS; v++) sums[r][v] = load(p.out[row + r] + at + v * WIDE<T>);
     const T* a[ROWS];
     for (Index r = 0; r < ROWS; r++) a[r] = p.a[row + r] + p.from;
     const T* b = p.b + at;
@@ -62,8 +59,12 @@ __attribute__((noinline)) void tile(const Product<T>& p, Index row, Index at) {
             for (Index v = 0; v < VECTORS; v++) sums[r][v] += one * factors[v];
         }
     }
+    // Only now: short sums that are added up are nearer to the truth than a long one.
     for (Index r = 0; r < ROWS; r++)
-        for (Index v = 0; v < VECTORS; v++) store(p.out[row + r] + at + v * WIDE<T>, sums[r][v]);
+        for (Index v = 0; v < VECTORS; v++) {
+            T* out = p.out[row + r] + at + v * WIDE<T>;
+            store(out, p.add ? load(out) + sums[r][v] : sums[r][v]);
+        }
 }
 
 // out[r] += sum of a[j][r] b[j] over j, likewise.
@@ -77,10 +78,7 @@ struct Outer {
 
 template <class T, Index ROWS, Index VECTORS>
 __attribute__((noinline)) void tile(const Outer<T>& p, Index row, Index at) {
-    Vector<T> sums[ROWS][VECTORS];
-    T* out = p.out + row * p.columns + at;
-    for (Index r = 0; r < ROWS; r++)
-        for (Index v = 0; v < VECTORS; v++) sums[r][v] = load(out + r * p.columns + v * WIDE<T>);
+    Vector<T> sums[ROWS][VECTORS] = {};
     for (Index j = 0; j < p.length; j++) {
         const T *a = p.a[j] + row, *b = p.b[j] + at;
         Vector<T> factors[VECTORS];
@@ -91,7 +89,10 @@ __attribute__((noinline)) void tile(const Outer<T>& p, Index row, Index at) {
         }
     }
     for (Index r = 0; r < ROWS; r++)
-        for (Index v = 0; v < VECTORS; v++) store(out + r * p.columns + v * WIDE<T>, sums[r][v]);
+        for (Index v = 0; v < VECTORS; v++) {
+            T* out = p.out + (row + r) * p.columns + at + v * WIDE<T>;
+            store(out, load(out) + sums[r][v]);
+        }
 }
 
 template <class T, Index ROWS, Index VECTORS, class P>

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr Index GROUP = REGISTERS > 16 ? 4 : 2;  // vectors of channels that are summed side by side
-constexpr Index BLOCK = 64;                      // rows whose sums are added up before they join the others
+constexpr Index BLOCK = 32;                      // rows that are added up before they join the others, with what rounding loses there kept (Kahan)
 constexpr Index SMALL = 16384;                   // so few numbers are not worth waking the other threads
 
 template <class T>
@@ -68,7 +68,7 @@ struct Part {
     void sums(T* const (&to)[K], F f) const {
         groups([&](Index j, auto lane) {
             using L = decltype(lane);
-            typename L::Value all[L::COUNT][K] = {};
+            typename L::Value all[L::COUNT][K] = {}, lost[L::COUNT][K] = {};
             for (Index r = 0; r < rows; r += BLOCK) {
                 typename L::Value own[L::COUNT][K] = {};
                 const Index last = std::min(rows, r + BLOCK);
@@ -76,7 +76,11 @@ struct Part {
                     for (Index q = 0; q < L::COUNT; q++)
                         f(lane, at + i * step + j + q * L::WIDTH, j + q * L::WIDTH, own[q]);
                 for (Index q = 0; q < L::COUNT; q++)
-                    for (int s = 0; s < K; s++) all[q][s] += own[q][s];
+                    for (int s = 0; s < K; s++) {
+                        const auto more = own[q][s] - lost[q][s], sum = all[q][s] + more;
+                        lost[q][s] = sum - all[q][s] - more;
+                        all[q][s] = sum;
+                    }
             }
             for (Index q = 0; q < L::COUNT; q++)
                 for (int s = 0; s < K; s++) L::to(to[s] + j + q * L::WIDTH, all[q][s]);

@@ -26,6 +26,12 @@ SHAPES = [  # tasks, images, channels, height, width, outputs, k, stride
     (2, 2, 18, 10, 9, 130, 3, 3),
     (1, 3, 40, 24, 24, 16, 7, 2),
 ]
+LARGE = [  # an image is worked on some lines at a time
+    (1, 2, 32, 70, 66, 32, 3, 1),
+    (1, 2, 20, 99, 98, 24, 3, 2),
+    (2, 2, 3, 84, 84, 40, 3, 1),
+    (1, 1, 33, 90, 91, 17, 5, 3),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,7 @@ def both(f: Any, x: Tensor, w: Tensor, stride: int) -> tuple[Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y.pow(3).sum(), (x, w))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_a_convolution_and_its_gradients_are_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     stride = shape[-1]
@@ -105,6 +111,22 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
     for i, one in enumerate(many):
         assert all(torch.equal(a, b) for a, b in zip(one, many[i % 2]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_single_precision_is_as_exact_as_torchs(shape: tuple[int, ...]) -> None:
+    """A sum more or less in the wrong place is a ReLU more or less that falls on the other side."""
+    x, w = (t[0] for t in drawn(shape, torch.float32))
+    exact = both(plain, x.double(), w.double(), shape[-1])
+    for own, theirs, truth in zip(both(conv2d, x, w, shape[-1]), both(plain, x, w, shape[-1]), exact):
+        assert (own - truth).norm() <= 1.5 * (theirs - truth).norm() + 1e-7 * truth.norm()
+
+
+def test_the_layout_of_what_is_given_changes_no_bit_and_maps_have_the_channels_of_a_place_together() -> None:
+    x, w = (t[0] for t in drawn(SHAPES[1], torch.float32))
+    one, other = (both(conv2d, given, w, 2) for given in (x, x.contiguous(memory_format=torch.channels_last)))
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+    assert one[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_numbers_that_are_none_stay_so() -> None:

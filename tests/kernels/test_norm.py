@@ -41,7 +41,7 @@ SHAPES = [
     *((1, 1, 3, p) for p in (1, 4, 33, 196)),  # n = 1
     *((2, 500, 3, p) for p in (1, 4, 49)),
     *((4, 10, c, p) for c in (1, 2, 64, 65, 300) for p in (1, 4, 9)),
-    (1, 200, 3, 784),  # too large to be copied
+    (1, 200, 3, 784),
     (1, 60, 2, 7056),
     (1, 9000, 20, 4),
 ]
@@ -102,3 +102,25 @@ def test_the_same_for_any_number_of_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
+
+
+def test_single_precision_is_as_exact_as_torchs() -> None:
+    """Of numbers that are far from zero, too, as the first layer of pictures makes them."""
+    for shape, shift in (((2, 100, 20, 196), 10.0), ((3, 5, 64, 49), 0.0), ((2, 300, 5, 1), 1.0)):
+        x, w, b, *_ = inputs(shape, torch.float32)
+        exact = torch.nn.functional.batch_norm
+        for i, own in enumerate(norm(x + shift, w, b, EPS, None)[0]):
+            given = (x + shift)[i], None, None, w[i].flatten(), b[i].flatten(), True, 0.1, EPS
+            truth = exact(*(t.double() if isinstance(t, Tensor) else t for t in given))
+            assert (own - truth).norm() <= 1.5 * (exact(*given) - truth).norm() + 1e-7 * truth.norm()
+
+
+def test_the_layout_of_what_is_given_changes_no_bit_and_channels_of_a_place_are_together() -> None:
+    x, w, b, g, *_ = inputs((2, 5, 20, 49), torch.float32)
+    turned = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in (x, g)]
+    found: list[tuple[Tensor, ...]] = []
+    for x_, g_ in ((x, g), turned):
+        y, mean, var = norm(x_, w, b, EPS, 0)
+        assert y.transpose(2, 3).is_contiguous()
+        found.append((y, mean, var, *gradient(g_, x_, y, w, mean, var, EPS, 0)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
