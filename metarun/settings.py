@@ -131,7 +131,8 @@ class CheckpointSettings:
 class DeviceSettings:
     """Where, how and in what portions to compute.
 
-    But for `precision`, and `compile` on a GPU, nothing here changes what is computed.
+    But for `precision` nothing here changes what is computed. `kernels`, `chunk`, `processes` and `threads`, and on a
+    GPU `compile`, change how it is rounded.
 
     `precision` is that of a training step's products and convolutions (`tf32`: on a GPU; `bf16`: the network's alone);
     all else, and evaluation, has single precision. With `graph` a GPU's steps are recorded once and replayed; with
@@ -140,11 +141,11 @@ class DeviceSettings:
     `kernels`: on a CPU, convolutions and norms are metarun's own, compiled once on each machine (`auto`: where that can
     be done; false: torch's; see `metarun.kernels`).
     `processes` share each meta-batch and each evaluation, one for each GPU or core where it is `auto`; `chunk` tasks of
-    the meta-batch at a time (None: all; `auto`: as many as the memory holds), and fewer when they turn out to be too
-    many. `checkpoint_inner`: inner steps are computed again for their gradient, in place of being kept. `eval_batch`
-    test tasks at a time (None: by the device's memory and the size of a task); `threads` on the CPU, of each process;
-    `data_budget` GB of each split's items may lie on the device (None: half of what is free there), more are read from
-    the disk as they are needed.
+    the meta-batch at a time (None: all; `auto`: as many as the memory holds, of which a CPU takes a few), and fewer
+    when they turn out to be too many. `checkpoint_inner`: inner steps are computed again for their gradient, in place
+    of being kept. `eval_batch` test tasks at a time (None: by the device's memory and the size of a task); `threads` on
+    the CPU, of each process; `data_budget` GB of each split's items may lie on the device (None: half of what is free
+    there), more are read from the disk as they are needed.
     """
 
     kind: str = setting("auto", choices=("auto", "cpu", "cuda"))

@@ -1,7 +1,8 @@
 // Convolutions of many tasks, each with weights of its own, and both their gradients.
 //
-// In memory a place's channels lie together. A convolution is then a product of matrices for each tap of the kernel: its
-// rows are the places that the tap joins, looked up where they are. What a tap would find beyond the edge costs nothing.
+// In memory a place's channels lie together. A convolution is then a product of matrices for each tap of the kernel,
+// whose rows are the places that the tap joins, looked up where they are: nothing is copied, and what a tap would find
+// beyond the edge costs nothing.
 #include "lanes.hpp"
 
 namespace {
@@ -114,9 +115,9 @@ void multiply(const P& p, Index rows) {
     columns_from<T, (REGISTERS > 16 ? 4 : 2)>(p, rows, 0);
 }
 
-constexpr Index DEEP = 256;  // so many rows of a right factor stay in the first cache
+constexpr Index DEEP = 256;  // products are summed up at a time: so many rows of b stay near
 
-// Numbers that are worked on at once, of half a megabyte.
+// Numbers that are worked on at once, of a megabyte.
 template <class T>
 constexpr Index CACHE = 1024 * 1024 / sizeof(T);
 
@@ -133,7 +134,7 @@ Rooms<T>& rooms() {
     return own;
 }
 
-// Rows of the weights here are a tap's channels and then the next tap's; where they are in torch's order.
+// Rows of the weights are here all channels of a tap and then the next tap's. `input` is in torch's order.
 inline Index row_of(const Sizes& s, Index input) { return input % s.taps() * s.c + input / s.taps(); }
 
 // With a few channels patches are copied after all: a product of so few numbers is not worth its beginning.
@@ -172,8 +173,8 @@ struct Blocks {
     }
 };
 
-// Calls f with where the channels of two places begin, in the images and in the maps: for all pairs that a tap joins, of so
-// many images, whose maps' lines are `ys`. There are so many numbers from place to place.
+// Calls f with where two places begin, in the images and in the maps: for all pairs that a tap joins, of so many images
+// and of the lines `ys` of their maps. From place to place there are `of_image` numbers, and `of_map`.
 template <class F>
 inline void pairs(const Sizes& s, Index tap, Index images, Range ys, Index of_image, Index of_map, F f) {
     const Index down = s.shift(tap / s.k), along = s.shift(tap % s.k);
@@ -216,7 +217,8 @@ void through(const Sizes& s, bool backward, const T* from, const T* w, T* to, Ra
         const T* begin = patched ? patches : from + images.first * (backward ? z.map() : z.image());
         T* target = direct ? to + images.first * lines * line : padded;
         if (patched)
-            for (Index i = 0; i < count; i++) lay_out(s, from + (images.first + i) * s.image(), patches + i * z.image(), own);
+            for (Index i = 0; i < count; i++)
+                lay_out(s, from + (images.first + i) * s.image(), patches + i * z.image(), own);
         if (!fresh)
             for (Index i = 0; i < count; i++)
                 std::memset(target + (i * lines + own.first) * line, 0, own.count() * line * sizeof(T));
@@ -230,13 +232,15 @@ void through(const Sizes& s, bool backward, const T* from, const T* w, T* to, Ra
             });
             for (Index j = 0; j < in; j += DEEP) {
                 const T* b = weights + (tap * in + j) * wide;
-                multiply<T>(Product<T>{a, j, b, rows, std::min(DEEP, in - j), wide, !fresh || n > 0 || j > 0}, found);
+                const bool add = !fresh || n > 0 || j > 0;
+                multiply<T>(Product<T>{a, j, b, rows, std::min(DEEP, in - j), wide, add}, found);
             }
         }
-        if (!direct)
-            for (Index i = 0; i < count; i++)
-                for (Index p = own.first * line / wide; p < own.last * line / wide; p++)
-                    std::copy_n(target + i * lines * line + p * wide, out, to + ((images.first + i) * lines * line / wide + p) * out);
+        if (direct) return;
+        const Index across = line / wide;
+        for (Index i = 0; i < count; i++)
+            for (Index p = (i * lines + own.first) * across; p < (i * lines + own.last) * across; p++)
+                std::copy_n(target + p * wide, out, to + (images.first * lines * across + p) * out);
     });
 }
 
@@ -273,15 +277,17 @@ void against(const Sizes& s, const T* x, const T* g, T* sums, Range some, Range 
                 a[found] = image + of_image + own_rows.first - tap * z.c;
                 b[found++] = map + of_map;
             });
-            for (Index j = 0; j < found; j += DEEP)
-                multiply<T>(Outer<T>{a + j, b + j, sums + own_rows.first * wide, std::min(DEEP, found - j), wide}, own_rows.count());
+            for (Index j = 0; j < found; j += DEEP) {
+                const Outer<T> product{a + j, b + j, sums + own_rows.first * wide, std::min(DEEP, found - j), wide};
+                multiply<T>(product, own_rows.count());
+            }
         }
     });
 }
 
 enum Missing { IMAGES, WEIGHTS, MAPS };
 
-// Of maps or images the ones that are missing. Where there are fewer tasks than threads, a task's images are shared out.
+// Of maps or images the ones that are missing. With fewer tasks than threads a task's images are shared out.
 template <class T>
 void images_or_maps(const Sizes& s, bool backward, const T* from, const T* w, T* to, int threads) {
     constexpr Index SOME = 8;  // images that are worth turning the weights once more
@@ -302,8 +308,8 @@ template <class T>
 void weights(const Sizes& s, const T* x, const T* g, T* out, int threads) {
     constexpr Index SOME = 512, ENOUGH = 4, MOST = 1 << 24;  // places of a part; parts, and numbers in their sums
     const Index wide = whole<T>(s.o), rows = s.inputs(), size = rows * wide, places = s.high() * s.across();
-    const Index most = std::max(Index(1), std::min({s.n * places / SOME, s.n, ceil(ENOUGH, s.tasks), MOST / (s.tasks * size)}));
-    const Index each = ceil(s.n, most), parts = ceil(s.n, each);
+    const Index fit = MOST / (s.tasks * size), most = std::min({s.n * places / SOME, s.n, ceil(ENOUGH, s.tasks), fit});
+    const Index each = ceil(s.n, std::max(Index(1), most)), parts = ceil(s.n, each);
     const Index lot = ceil(rows, ceil(threads, s.tasks * parts)), lots = ceil(rows, lot);
     const auto finish = [&](const T* sums, Index task, Index o, Index outs) {
         const auto from = [&](Index j) { return sums + row_of(s, j) * wide + o; };
@@ -356,10 +362,10 @@ void convolve(Missing missing, const Sizes& s, const T* p, const T* q, T* out, i
 
 }  // namespace
 
-// sizes: tasks, images of each, their channels, height and width, outputs, side of the kernel, stride
-extern "C" void metarun_conv_f32(int missing, const Index* z, const float* p, const float* q, float* out, int threads) {
-    convolve<float>(Missing(missing), {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7]}, p, q, out, threads);
-}
-extern "C" void metarun_conv_f64(int missing, const Index* z, const double* p, const double* q, double* out, int threads) {
-    convolve<double>(Missing(missing), {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7]}, p, q, out, threads);
-}
+// z: tasks, images of each, their channels, height and width, outputs, side of the kernel, stride
+#define METARUN_CONV(T, NAME)                                                                                       \
+    extern "C" void metarun_conv_##NAME(int missing, const Index* z, const T* p, const T* q, T* out, int threads) { \
+        convolve<T>(Missing(missing), {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7]}, p, q, out, threads);        \
+    }
+METARUN_CONV(float, f32)
+METARUN_CONV(double, f64)

@@ -21,7 +21,6 @@ from torch.autograd import Function
 from metarun.kernels import library
 
 IMAGES, WEIGHTS, MAPS = range(3)
-NAMES = {torch.float32: "metarun_conv_f32", torch.float64: "metarun_conv_f64"}
 ARGUMENTS = (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_int)
 
 
@@ -33,16 +32,9 @@ class Geometry(NamedTuple):
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for them: on a CPU, of one precision, a square kernel with a middle."""
+    """Whether there is a kernel for them, square and with a middle."""
     k = weight.shape[-1]
-    return (
-        library.loaded()
-        and x.device.type == "cpu"
-        and x.dtype in NAMES
-        and x.dtype == weight.dtype
-        and weight.shape[-2] == k
-        and k % 2 == 1
-    )
+    return library.takes(x, weight) and weight.shape[-2] == k and k % 2 == 1
 
 
 def conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -123,7 +115,7 @@ def _convolve(a: Tensor, b: Tensor, missing: int, geometry: list[int]) -> Tensor
     p = a.contiguous() if missing == IMAGES else _together(a)
     q = b.contiguous() if missing == MAPS else _together(b)
     pointers = p.data_ptr(), q.data_ptr(), out.data_ptr()
-    library.function(NAMES[a.dtype], ARGUMENTS)(missing, sizes, *pointers, torch.get_num_threads())
+    library.function("conv", a.dtype, ARGUMENTS)(missing, sizes, *pointers, torch.get_num_threads())
     return out
 
 

@@ -82,13 +82,14 @@ template <class T, Index SIDE = 1>
 inline void turn(Vector<T>* rows) {
     if constexpr (SIDE < WIDE<T>) {
         for (Index i = 0; i < WIDE<T>; i++)
-            if (!(i & SIDE)) exchange<T, SIDE>(rows[i], rows[i | SIDE], std::make_integer_sequence<Index, WIDE<T>>{});
+            if (!(i & SIDE))
+                exchange<T, SIDE>(rows[i], rows[i | SIDE], std::make_integer_sequence<Index, WIDE<T>>{});
         turn<T, 2 * SIDE>(rows);
     }
 }
 
-// to(j)[i] = from[i * step + j] for i < m and j < n; each to(j) gets whole vectors, with zeros beyond m. What lies before
-// `end` may be read.
+// to(j)[i] = from[i * step + j] for i < m and j < n; each to(j) gets whole vectors, with zeros beyond m. What lies
+// before `end` may be read.
 template <class T, class To>
 inline void spread(const T* from, Index step, Index m, Index n, const T* end, To to) {
     constexpr Index W = WIDE<T>;

@@ -19,8 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from metarun.files import write_atomic
 
+KINDS = {torch.float32: "f32", torch.float64: "f64"}
+"""what the names of functions for such numbers end with"""
 SOURCES = ("conv.cpp", "norm.cpp")
 HEADERS = ("lanes.hpp",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
@@ -55,9 +60,15 @@ def loaded() -> bool:
     return State.library is not None
 
 
-def function(name: str, arguments: tuple[Any, ...]) -> Any:
-    """The one of that name, which takes arguments of these types."""
-    found = getattr(State.library, name)
+def takes(*given: Tensor) -> bool:
+    """Whether there are kernels for such tensors: on a CPU, of one precision."""
+    dtype = given[0].dtype
+    return loaded() and dtype in KINDS and all(t.device.type == "cpu" and t.dtype == dtype for t in given)
+
+
+def function(name: str, dtype: torch.dtype, arguments: tuple[Any, ...]) -> Any:
+    """`metarun_NAME` for such numbers, which takes arguments of these types."""
+    found = getattr(State.library, f"metarun_{name}_{KINDS[dtype]}")
     if found.argtypes is not arguments:
         found.argtypes, found.restype = arguments, None
     return found

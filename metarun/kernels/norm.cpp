@@ -12,7 +12,7 @@
 namespace {
 
 constexpr Index GROUP = REGISTERS > 16 ? 4 : 2;  // vectors of channels that are summed side by side
-constexpr Index BLOCK = 32;                      // rows that are added up before they join the others, with what rounding loses there kept (Kahan)
+constexpr Index BLOCK = 32;                      // rows that are added up before they join the others
 constexpr Index SMALL = 16384;                   // so few numbers are not worth waking the other threads
 
 template <class T>
@@ -63,7 +63,8 @@ struct Part {
         }
     };
 
-    // The sums over the rows, K of them: f(lanes, where in images, column, sums) adds a row's numbers.
+    // The sums over the rows, K of them: f(lanes, where in images, column, sums) adds a row's numbers. What rounding
+    // takes from a block that joins the others goes to the next one (Kahan 1965).
     template <int K, class F>
     void sums(T* const (&to)[K], F f) const {
         groups([&](Index j, auto lane) {
@@ -98,7 +99,7 @@ struct Part {
     }
 };
 
-// Calls f with all parts, each with `columns` columns. Where there are fewer tasks than threads, channels are shared out.
+// Calls f with all parts, each with `columns` columns. With fewer tasks than threads channels are shared out.
 template <class T, class F>
 void parts(const Index* sizes, int threads, Index columns, F f) {
     const Index tasks = sizes[0], rows = sizes[1], channels = sizes[2];

@@ -16,18 +16,12 @@ from torch.func import debug_unwrap
 
 from metarun.kernels import library
 
-NAMES = {torch.float32: "f32", torch.float64: "f64"}
 Three = tuple[Tensor, Tensor, Tensor]
 
 
 def fits(*given: Tensor) -> bool:
-    """Whether there is a kernel for them: on a CPU, of one precision, and not wrapped by a transform."""
-    dtype = given[0].dtype
-    return (
-        library.loaded()
-        and dtype in NAMES
-        and all(t.device.type == "cpu" and t.dtype == dtype and debug_unwrap(t) is t for t in given)
-    )
+    """Whether there is a kernel for them, which must not be wrapped by a transform."""
+    return library.takes(*given) and all(debug_unwrap(t) is t for t in given)
 
 
 def norm(x: Tensor, w: Tensor, b: Tensor, eps: float, slope: float | None) -> Three:
@@ -49,7 +43,7 @@ def _call(name: str, rows: Tensor, given: Sequence[Tensor], out: Three, eps: flo
     arguments = _arguments(len(given) + len(out))
     pointers = (t.data_ptr() for t in (*given, *out))
     tasks, n, places, channels = rows.shape
-    f = library.function(f"metarun_{name}_{NAMES[rows.dtype]}", arguments)
+    f = library.function(name, rows.dtype, arguments)
     sizes = library.numbers(tasks, n * places, channels)
     f(sizes, *pointers, eps, slope or 0.0, slope is not None, torch.get_num_threads())
 
