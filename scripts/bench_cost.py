@@ -11,11 +11,11 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from bench_cases import CASES, Case, built
+from bench_cases import CASES, Case
+from bench_steps import ask, serving
 
 from metarun.device import describe, pick
 from metarun.files import write_atomic
@@ -33,16 +33,12 @@ SYSTEMS = {"metarun": "metarun", "loop": "plain task loop"}
 
 
 def cost(case: Case, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of a step in each system."""
-    steps = {system: built(system, case, device=device).step for system in SYSTEMS}
+    """Median seconds of a step in each system, which is a process of its own and has its own way to wait."""
     times: dict[str, list[float]] = {system: [] for system in SYSTEMS}
-    for _ in range(repeats + 1):
-        for system, step in steps.items():
-            began = perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[system].append(perf_counter() - began)
+    with serving(list(SYSTEMS), case, device) as lines:
+        for _ in range(repeats + 1):
+            for system, line in lines.items():
+                times[system].append(ask(line, "step"))
     return {system: median(all_[1:]) for system, all_ in times.items()}
 
 

@@ -16,8 +16,9 @@ CPU_BYTES = 2**30
 """of a CPU's memory; more makes no evaluation faster there"""
 GPU_PART = 1 / 4
 """of a GPU's"""
-SHARE = 2**27
-"""of what is worked on at a time in training, for each of a CPU's threads: more takes memory, and hardly less time"""
+SHARE, MOST = 2**27, 2**29
+"""of what is worked on at a time in training, for each of a CPU's threads: by choice, as more takes memory and hardly
+less time, and for a task of its own"""
 PORTIONS, FILLED = 8, 50
 """An evaluation has so many portions at least, for as many GPUs, unless they would be of fewer tasks than this."""
 
@@ -40,10 +41,16 @@ def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta)
 def few_at_once(episodes: EpisodeBatch, meta: Meta) -> int:
     """How many such tasks' gradients to compute at a time on a CPU: 1, 2, 4, ... for each of its threads.
 
-    A thread has whole tasks to itself then. To share one is slower, by half with 15 queries a class.
+    To share a task is slower, by half with 15 queries a class, and by a twentieth with large pictures, of which there
+    are as many as fit.
     """
-    fit = int(SHARE / task_bytes(episodes, meta))
-    return torch.get_num_threads() << max(fit.bit_length() - 1, 0)
+    threads, task = torch.get_num_threads(), task_bytes(episodes, meta)
+    return threads * _power(SHARE / task) if task <= SHARE else min(threads, _power(threads * MOST / task))
+
+
+def _power(most: float) -> int:
+    """Of two, and at least 1. It divides the usual meta-batches, so that all portions are alike."""
+    return 1 << max(int(most).bit_length() - 1, 0)
 
 
 def task_bytes(episodes: EpisodeBatch, meta: Meta) -> float:

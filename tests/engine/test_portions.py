@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from metarun.counter import Number
-from metarun.engine.portions import CPU_BYTES, FILLED, PORTIONS, SHARE, few_at_once, task_bytes, tasks_at_once
+from metarun.engine.portions import CPU_BYTES, FILLED, MOST, PORTIONS, SHARE, few_at_once, task_bytes, tasks_at_once
 from metarun.types import Episode, EpisodeBatch, Meta
 
 
@@ -49,12 +50,25 @@ def test_large_tasks_are_as_many_as_fit() -> None:
     assert tasks_at_once(None, Tasks(5, 3 * 10**6), 600, SMALL) < tasks_at_once(None, Tasks(5, 3), 600, SMALL)
 
 
-def test_every_thread_has_tasks_of_its_own_in_training() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_every_thread_has_tasks_of_its_own_in_training_unless_they_are_large(threads: int) -> None:
     """As many as fit its share, a power of two: it divides the usual meta-batches, so that all portions are alike."""
-    for items, shape in ((1, (20,)), (5, OMNIGLOT), (40, OMNIGLOT), (200, OMNIGLOT), (50, (3, 84, 84))):
-        episodes = Tasks(items, *shape)(0, 1)
-        own, left = divmod(few_at_once(episodes, SMALL), torch.get_num_threads())
-        each = task_bytes(episodes, SMALL)
-        assert left == 0 and own.bit_count() == 1
-        assert own == 1 or own * each <= SHARE < 2 * own * each
-        assert own > 1 or each > SHARE / 2
+    before, seen = torch.get_num_threads(), set[str]()
+    torch.set_num_threads(threads)
+    try:
+        for items, shape in ((1, (20,)), (5, OMNIGLOT), (40, OMNIGLOT), (200, OMNIGLOT), (50, (3, 84, 84))):
+            episodes = Tasks(items, *shape)(0, 1)
+            found, each = few_at_once(episodes, SMALL), task_bytes(episodes, SMALL)
+            own, left = divmod(found, threads)
+            if each <= SHARE:
+                seen.add("small")
+                assert left == 0 and own.bit_count() == 1 and own * each <= SHARE < 2 * own * each
+            elif each <= MOST:
+                seen.add("a task each")
+                assert found == threads
+            else:
+                seen.add("shared")
+                assert found == 1 or found * each <= threads * MOST
+        assert len(seen) == 3
+    finally:
+        torch.set_num_threads(before)
