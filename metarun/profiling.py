@@ -17,7 +17,7 @@ from metarun import runs
 from metarun.algorithms.inner import STEP
 from metarun.build import networks
 from metarun.computing import computing
-from metarun.config import Tree
+from metarun.config import Plan, Tree
 from metarun.device import describe
 from metarun.engine.distributed import ALONE
 from metarun.engine.loop import EPISODES, meta_update, tickets
@@ -49,9 +49,11 @@ class Part:
 @dataclass(frozen=True)
 class Profile:
     step_seconds: float
-    """median of the steps, with nothing watching them"""
+    """median of the steps as a run takes them: recorded, or from a list, where it does"""
+    apart_seconds: float
+    """median of those that are taken apart, with nothing watching them"""
     peak_bytes: int | None
-    """the most memory of the device that a step had; None on a CPU"""
+    """the most memory of the device that one of those had; None on a CPU"""
     phases: tuple[Part, ...]
     operators: tuple[Part, ...]
     """the longest first"""
@@ -66,7 +68,7 @@ def profile(tree: Tree, wanted: Tree, asked: Path | None) -> int:
     if session.state is None:
         raise InputError(f"algo={tree['algo']['name']} has nothing to train, so there is no step to look at")
     folder = runs.claim("profile", tree, asked)
-    steps = settings.warmup + 2 * settings.steps
+    steps = 2 * settings.warmup + 3 * settings.steps
     print(f"{runs.label(tree)} on {describe(session.device)}, {steps} steps", flush=True)
     found = watched(session, session.state, settings, folder / "trace.json")
     runs.write_config(folder, tree)
@@ -78,24 +80,33 @@ def profile(tree: Tree, wanted: Tree, asked: Path | None) -> int:
 
 
 def watched(session: Session, state: TrainState, settings: ProfileSettings, trace: Path) -> Profile:
-    """Takes `warmup` + 2 * `steps` training steps: timed first, then with torch's profiler, which slows them."""
+    """Takes `warmup` and `steps` training steps as a run does; the same again as they come, which have phases; and as
+    many with torch's profiler, which slows them."""
     plan, cuda = session.plan, session.device.type == "cuda"
     net_at, ticket = networks(plan, session.net), tickets(plan.seed)
     chunk = portion(session, state, ALONE, print)
-    as_it_comes = replace(plan, device=replace(plan.device, graph=False, compile=False))  # such a step has no phases
-    compute = computing(as_it_comes, session.device, state, session.train, ALONE, print)
+    apart = replace(plan, device=replace(plan.device, graph=False, compile=False))
 
-    def step() -> None:
-        net = net_at(state.step)
-        meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk, compute=compute)
+    def stepping(plan: Plan) -> Callable[[], None]:
+        compute = computing(plan, session.device, state, session.train, ALONE, print)
+
+        def step() -> None:
+            net = net_at(state.step)
+            meta_update(plan.algorithm, net, state, session.train, plan.train, ticket, chunk, compute=compute)
+            if cuda:
+                torch.cuda.synchronize()
+
+        return step
+
+    def seconds(step: Callable[[], None]) -> float:
+        for _ in range(settings.warmup):
+            step()
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        return median(timed(step) for _ in range(settings.steps))
 
-    for _ in range(settings.warmup):
-        step()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    seconds = [timed(step) for _ in range(settings.steps)]
+    taken, step = seconds(stepping(plan)), stepping(apart)
+    taken_apart = seconds(step)
     peak = torch.cuda.max_memory_allocated() if cuda else None
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell of every start, and of the GPU that is not there
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -113,7 +124,8 @@ def watched(session: Session, state: TrainState, settings: ProfileSettings, trac
     phases = parts([event for event in events if event.key in PHASES], whole)
     operators = parts([event for event in events if event.key not in PHASES], own)
     return Profile(
-        median(seconds),
+        taken,
+        taken_apart,
         peak,
         tuple(sorted(phases, key=lambda part: list(PHASES).index(part.name))),
         tuple(sorted((part for part in operators if part.seconds), key=lambda part: -part.seconds)),
@@ -127,11 +139,15 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def told(found: Profile, operators: int) -> list[str]:
-    """The tables, of at most 80 columns. Shares are of all operators' time."""
-    total = sum(part.seconds for part in found.operators)
+    """The tables, of at most 80 columns. Shares are of all phases' time, and of all operators'."""
+    whole = sum(part.seconds for part in found.phases if PHASES[part.name] == 0)
+    own = sum(part.seconds for part in found.operators)
     peak = "" if found.peak_bytes is None else f", {found.peak_bytes / 1e9:.2f} GB at most"
-    lines = [f"{1e3 * found.step_seconds:,.1f} ms a step (median){peak}"]
-    for title, parts in (("phase", found.phases), ("operator", found.operators[:operators])):
+    lines = [
+        f"{1e3 * found.step_seconds:,.1f} ms a step (median)",
+        f"{1e3 * found.apart_seconds:,.1f} ms where it is taken apart, as here{peak}",
+    ]
+    for title, parts, total in (("phase", found.phases, whole), ("operator", found.operators[:operators], own)):
         lines += ["", f"  {title:<{NAME}}{'calls':>10}{'ms a step':>12}{'share':>9}"]
         for part in parts:
             name = "  " * PHASES.get(part.name, 0) + part.name

@@ -27,11 +27,14 @@ def test_a_step_is_taken_apart(metarun: Metarun, tmp_path: Path) -> None:
     outer = sum(phases[name]["seconds"] for name in phases if name != "inner step")
     assert outer / 20 < sum(own) < 1.2 * outer, "nearly all operators are in phases, and Python is between them"
     assert any("mm" in part["name"] for part in found["operators"])
-    assert found["step_seconds"] > 0 and found["peak_bytes"] is None
+    assert found["step_seconds"] > 0 and found["apart_seconds"] > 0 and found["peak_bytes"] is None
     named = {event.get("name") for event in json.loads((tmp_path / "seen/trace.json").read_text())["traceEvents"]}
     assert {"task losses", "inner step", "aten::mm"} <= named
     lines = said.out.splitlines()
-    assert lines[0] == "glyphs-maml-5w1s on cpu, 1 thread, 10 steps"
+    assert lines[0] == "glyphs-maml-5w1s on cpu, 1 thread, 16 steps"
+    assert lines[1].endswith(" ms a step (median)") and " ms where it is taken apart" in lines[2]
+    shares = {words[0]: float(words[-2]) for line in lines if len(words := line.split()) > 2 and words[-1] == "%"}
+    assert sum(shares[name] for name in ("episodes", "task", "meta-gradient", "outer")) == pytest.approx(100, abs=0.3)
     assert len([line for line in lines if line.endswith(" %")]) == 5 + 5
     assert max(map(len, lines[:-1])) <= 80, "the last one has the folder, as long as it is"
 
