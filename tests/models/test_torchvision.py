@@ -33,6 +33,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 
 from metarun import checkpoint
 from metarun.engine.state import TrainState
+from metarun.models.backbone import TaskConv2d
 from metarun.models.pretrained import known_archs
 from metarun.models.torchvision import TorchVision
 from metarun.types import Meta
@@ -215,6 +216,42 @@ def test_the_second_order_gradient_of_every_family_is_the_task_loops(family: str
         together = vmap(lambda task: algorithm.predict(net, meta, task))(episodes)
         alone = torch.stack([algorithm.predict(net, meta, task) for task in one_by_one(episodes)])
     assert gap(together, alone) < 1e-11
+
+
+@pytest.mark.parametrize("family", ["resnet", "densenet", "mobilenet_v3"])
+def test_nothing_in_a_convolutional_network_is_done_task_by_task(family: str) -> None:
+    algorithm, net = make_algorithm("maml", inner_steps=1), network(f"test_{family}", ITEM, image_size=SIDE)
+    meta, episodes = make_meta(algorithm, net), make_episodes(tasks=2)
+    functorch: Any = vars(torch._C)["_functorch"]
+    functorch._set_vmap_fallback_enabled(False)  # it would be an error
+    try:
+        vmapped_gradient(algorithm, net, meta, episodes)
+    finally:
+        functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "fits"),
+    [
+        (nn.Conv2d(3, 8, 7, 2, 3), True),
+        (nn.Conv2d(8, 8, 1, bias=False), True),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), False),
+        (nn.Conv2d(8, 8, 3), False),
+        (nn.Conv2d(8, 8, 3, padding=2, dilation=2), False),
+        (nn.Conv2d(8, 8, 2, 2), False),
+        (nn.Conv2d(8, 8, (1, 3), padding=(0, 1)), False),
+        (nn.Conv2d(8, 8, 3, (1, 2), 1), False),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), False),
+        (nn.Conv2d(8, 8, 3, padding="same"), False),
+        (nn.Linear(3, 3), False),
+    ],
+    ids=str,
+)
+def test_convolutions_are_metaruns_where_it_has_the_same(layer: nn.Module, fits: bool) -> None:
+    assert TaskConv2d.fits(layer) == fits
+    if fits and isinstance(layer, nn.Conv2d):
+        x = torch.randn(2, layer.in_channels, 9, 8)
+        torch.testing.assert_close(TaskConv2d(layer)(x), layer(x))
 
 
 # Weights and moving averages
