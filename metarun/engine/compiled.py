@@ -53,8 +53,8 @@ class Compiled:
     say         is told why there is no list, and how long a compiler took
     warm        portions of a kind that are computed as they come before its list is made
     compiler    makes another function of a list; that is then as exact as the compiler is
-    at_once     tells how many tasks are done at a time where there is a list. Of a few, what is worked on stays in the
-                cache, and from a list they take no longer for it. None: all that it is given.
+    at_once     tells how many tasks are done at a time where there is a list: few, which take little memory and from a
+                list hardly longer. None: all that it is given.
     """
 
     def __init__(

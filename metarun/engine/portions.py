@@ -1,4 +1,4 @@
-"""How many tasks are taken at a time: enough to fill the device, few enough for its memory or its cache."""
+"""How many tasks are taken at a time: enough to fill the device, few enough for its memory."""
 
 from __future__ import annotations
 
