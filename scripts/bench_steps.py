@@ -2,10 +2,9 @@
 
 Peers are `higher`, TorchOpt, the plain task loop, and metarun as it is not by default (`bench_cases.OWN`). Each system
 is a process of its own, as its users have it, and works while all others wait: a step to get going, and one that is
-timed. Beside the times: the most memory that
-each took; how far its meta-gradient is from the one in float64, of its norm, the median of five draws (one ReLU that
-falls on the other side outweighs all rounding); and how far metarun is from the arithmetic, counted, at the rate of a
-matrix product here.
+timed. Beside the times: the most memory that each took; how far its meta-gradient is from the one in float64, of its
+norm, the median of five draws (one ReLU that falls on the other side outweighs all rounding); and how far metarun is
+from the arithmetic, counted, at the rate of a matrix product here.
 """
 
 from __future__ import annotations

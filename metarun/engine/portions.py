@@ -41,8 +41,8 @@ def tasks_at_once(asked: int | None, episodes: Episodes, tasks: int, meta: Meta)
 def few_at_once(episodes: EpisodeBatch, meta: Meta) -> int:
     """How many such tasks' gradients to compute at a time on a CPU: 1, 2, 4, ... for each of its threads.
 
-    To share a task is slower, by half with 15 queries a class, and by a twentieth with large pictures, of which there
-    are as many as fit.
+    To share a task is slower, by two fifths with 15 queries a class, and by a twentieth at most with large pictures, of
+    which there are as many as fit.
     """
     threads, task = torch.get_num_threads(), task_bytes(episodes, meta)
     return threads * _power(SHARE / task) if task <= SHARE else min(threads, _power(threads * MOST / task))
