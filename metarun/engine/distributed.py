@@ -6,7 +6,7 @@ What passes between them is tensors and plain data; nothing that one receives is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
@@ -33,10 +33,11 @@ class Ranks:
         """Which of a meta-batch's tasks are this rank's. Every task is one rank's, and parts differ by one at most."""
         return range(self.rank * tasks // self.count, (self.rank + 1) * tasks // self.count)
 
-    def mean_(self, means: Sequence[Tensor], share: float) -> None:
+    def mean_(self, means: Sequence[Tensor], share: float, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Makes means over this rank's tasks, in place, those over all tasks, of which it has the part `share`.
 
-        They go together, in one all-reduce; every rank ends with the same bits.
+        They go together, in one all-reduce; every rank ends with the same bits. While they are on their way
+        `meanwhile` is done, which needs none of them.
         """
         if self.count == 1:
             return
@@ -44,7 +45,9 @@ class Ranks:
 
         with torch.no_grad():
             flat = torch.cat([mean.flatten() for mean in means]).mul_(share)
-            dist.all_reduce(flat)
+            sums = dist.all_reduce(flat, async_op=True)
+            meanwhile()
+            sums.wait()
             for mean, total in zip(means, flat.split([mean.numel() for mean in means]), strict=True):
                 mean.copy_(total.view_as(mean))
 

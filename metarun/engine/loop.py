@@ -18,11 +18,28 @@ from metarun.engine.state import TrainState
 from metarun.engine.step import Portion, as_it_comes, update
 from metarun.measures import Measure
 from metarun.settings import TrainSettings
-from metarun.types import Algorithm, Episodes, Net, TrainingError
+from metarun.types import Algorithm, EpisodeBatch, Episodes, Net, TrainingError
 
 Row = dict[str, Any]
 EPISODES = "episodes"
 """the phase of a step in which they are drawn, as a profile has it"""
+
+
+class Early:
+    """The same episodes as `episodes`, of which some, before number `end`, can be drawn before they are asked for."""
+
+    def __init__(self, episodes: Episodes, end: int) -> None:
+        self._episodes, self._end = episodes, end
+        self._ready: tuple[tuple[int, int], EpisodeBatch] | None = None
+
+    def __call__(self, first: Number, count: int) -> EpisodeBatch:
+        ready, self._ready = self._ready, None
+        return ready[1] if ready is not None and ready[0] == (first, count) else self._episodes(first, count)
+
+    def draw(self, first: int, count: int) -> None:
+        """These will be asked for next."""
+        if first < self._end:
+            self._ready = (first, count), self._episodes(first, count)
 
 
 def computed(
@@ -40,14 +57,21 @@ def computed(
 ) -> dict[str, Tensor]:
     """What the device does of a step, episodes and all; its mean metrics, still there.
 
-    `first` is the number of the meta-batch's first episode, `ticket` the run's first.
+    `first` is the number of the meta-batch's first episode, `ticket` the run's first. `Early` episodes of the step
+    after this one are drawn while the ranks' gradients are on their way.
     """
     part = ranks.part(settings.meta_batch)
     own, share = first + part.start, len(part) / settings.meta_batch
     with record_function(EPISODES):
         drawn = episodes(own, len(part))
-    penalty = (settings.l1, settings.l2)
-    return update(algorithm, net, state, drawn, chunk, settings.clip, penalty, own + ticket, ranks, share, say, portion)
+
+    def meanwhile() -> None:
+        if isinstance(episodes, Early):
+            with record_function(EPISODES):
+                episodes.draw(int(own) + settings.meta_batch, len(part))
+
+    how = (chunk, settings.clip, (settings.l1, settings.l2), own + ticket, ranks, share, say, portion, meanwhile)
+    return update(algorithm, net, state, drawn, *how)
 
 
 Computed = Callable[..., dict[str, Tensor]]
@@ -153,6 +177,8 @@ def fit(
     Raises `TrainingError` when the loss stops being finite; what was saved before stays as it was.
     """
     state, settings, ticket = course.state, course.settings, tickets(seed)
+    if ranks.count > 1:
+        episodes = Early(episodes, settings.iterations * settings.meta_batch)
     course.begin()
     while course.finished is None:
         net = net if net_at is None else net_at(state.step)

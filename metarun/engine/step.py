@@ -135,12 +135,14 @@ def update(
     share: float = 1.0,
     say: Callable[[str], None] = lambda line: None,
     portion: Portion = as_it_comes,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
     """What the device does of a meta-update; returns the mean metrics, still there.
 
     `penalty` holds the weights of the L1 and L2 penalties on the outer loss; the reported loss is without them.
     `episodes` are the part `share` of the meta-batch; the rest is the other `ranks`', and all of them make this step.
     `say` is told when `chunk` tasks at a time are more than the memory holds, and fewer are taken from there on.
+    `meanwhile` is what may be done while the ranks' gradients are on their way.
     """
 
     def gradient(chunk: int | None) -> tuple[dict[str, Tensor], Meta]:
@@ -149,7 +151,7 @@ def update(
 
     metrics, moments = in_portions(gradient, [state], algorithm, len(episodes.support_x), chunk, say)
     slopes = [w.grad for w in state.meta.values() if w.grad is not None]
-    ranks.mean_([*slopes, *metrics.values(), *moments.values()], share)
+    ranks.mean_([*slopes, *metrics.values(), *moments.values()], share, meanwhile)
     move(state, moments, clip, penalty)
     return metrics
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from contract.small import MLP, gap, make_algorithm, make_episodes, make_meta, make_net, make_running
 
 from metarun.engine.distributed import ALONE, Ranks, Vote
-from metarun.engine.evaluate import outcomes, task_values
-from metarun.engine.loop import meta_update
+from metarun.engine.evaluate import Score, outcomes, task_values
+from metarun.engine.loop import Course, fit, meta_update
 from metarun.engine.state import TrainState
 from metarun.measures import MEASURES
 from metarun.settings import TrainSettings
@@ -70,6 +70,41 @@ def evaluated(ranks: Ranks, tasks: int, batch: int) -> list[Any]:
     return [task_values(*how, MEASURES["accuracy"], ranks), *outcomes(*how, measures, ranks=ranks)]
 
 
+def fitted(ranks: Ranks) -> dict[str, Any]:
+    """A run of four steps, with what was drawn, sent to the other ranks and received from them, in order."""
+    said: list[str] = []
+    send = dist.all_reduce
+
+    class Sums:
+        def __init__(self, *what: Any, **how: Any) -> None:
+            self._sums: Any = send(*what, **how)
+            said.append("sent")
+
+        def wait(self) -> None:
+            self._sums.wait()
+            said.append("received")
+
+    def drawn(first: Any, count: int) -> EpisodeBatch:
+        said.append(f"drawn {first} to {first + count - 1}")
+        return episodes(first, count)
+
+    algorithm, net = make_algorithm("protonet"), make_net()
+    meta = make_meta(algorithm, net)
+    state = TrainState(meta, torch.optim.SGD(meta.values(), lr=0.1))
+    settings = TrainSettings(meta_batch=TASKS, iterations=4, val_every=10)
+    does: Any = dict.fromkeys(("log", "save", "tick", "stop"), lambda *told: False)
+    score = Score(0.5, 0.1, 5)
+    course = Course(
+        state, settings, measure=MEASURES["accuracy"], checkpoint_every=9, validate=lambda state: score, **does
+    )
+    dist.all_reduce = Sums
+    try:
+        assert fit(course, algorithm, net, drawn, seed=7, chunk=None, ranks=ranks)
+    finally:
+        dist.all_reduce = send
+    return {"meta": {n: w.detach() for n, w in meta.items()}, "said": said}
+
+
 def work(rank: int, count: int, folder: Path) -> None:
     """What each process does; what it found goes to a file."""
     torch.set_num_threads(1)
@@ -77,6 +112,7 @@ def work(rank: int, count: int, folder: Path) -> None:
     ranks, vote = Ranks(rank, count), Vote(Ranks(rank, count))
     found = {
         "trained": {name: trained(name, ranks) for name in METHODS},
+        "fitted": fitted(ranks),
         "evaluated": [evaluated(ranks, *how) for how in ((23, 4), (5, 5))],
         "votes": [vote(flag) for flag in (0, 15 if rank == count - 1 else 0, 0, 0)],
         "shared": ranks.shared({"from": rank, "x": torch.arange(3)} if rank == 0 else None),
@@ -116,6 +152,18 @@ def test_all_ranks_go_on_with_the_same_bits(found: list[dict[str, Any]]) -> None
         for name in METHODS:
             for kind, values in first[name].items():
                 assert all(torch.equal(value, other[name][kind][key]) for key, value in values.items()), (name, kind)
+
+
+def test_the_next_episodes_are_drawn_while_the_gradients_are_on_their_way(found: list[dict[str, Any]]) -> None:
+    """Each once, none that no step will ask for, and the run is that of one process."""
+    alone = fitted(ALONE)["meta"]
+    for rank, own in enumerate(found):
+        part = Ranks(rank, len(found)).part(TASKS)
+        draws = [f"drawn {TASKS * step + part[0]} to {TASKS * step + part[-1]}" for step in range(4)]
+        expected = [draws[0], *(s for draw in draws[1:] for s in ("sent", draw, "received")), "sent", "received"]
+        assert own["fitted"]["said"] == expected
+        for name, w in alone.items():
+            assert gap(own["fitted"]["meta"][name], w) < 1e-12, name
 
 
 def test_evaluation_is_the_same_to_the_last_digit(found: list[dict[str, Any]]) -> None:
