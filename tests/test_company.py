@@ -46,7 +46,7 @@ def test_a_helper_ends_with_what_the_others_do_not_meet(
         return fails
 
     monkeypatch.setattr(Called, "calls", 0)
-    monkeypatch.setattr(company, "_join", lambda world: None)
+    monkeypatch.setattr(company, "connect", lambda world: None)
     monkeypatch.setattr(company, "Ranks", Called)
     monkeypatch.setattr(company.os, "dup2", lambda *fds: None)
     monkeypatch.setattr(company.signal, "signal", lambda *what: None)

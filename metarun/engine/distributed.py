@@ -7,7 +7,8 @@ What passes between them is tensors and plain data; nothing that one receives is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -15,14 +16,25 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+PATIENCE = timedelta(seconds=1)
+"""that others are waited for before it is asked whether they are all there"""
+
+
+def _nobody() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is `rank`, from 0, of `count`. All ranks must ask for the same things in the same order."""
+    """This process is `rank`, from 0, of `count`. All ranks must ask for the same things in the same order.
+
+    missed()    raises where another rank is known to be gone. It is asked now and then while others are waited for:
+                gloo can wait for ever for those that were killed.
+    """
 
     rank: int = 0
     count: int = 1
+    missed: Callable[[], None] = field(default=_nobody, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -47,7 +59,7 @@ class Ranks:
             flat = torch.cat([mean.flatten() for mean in means]).mul_(share)
             sums = dist.all_reduce(flat, async_op=True)
             meanwhile()
-            sums.wait()
+            self.arrived(sums, flat)
             for mean, total in zip(means, flat.split([mean.numel() for mean in means]), strict=True):
                 mean.copy_(total.view_as(mean))
 
@@ -68,10 +80,11 @@ class Ranks:
 
         data = _packed(mine)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        dist.all_gather(sizes, torch.tensor([len(data)]))
+        self.arrived(dist.all_gather(sizes, own := torch.tensor([len(data)]), async_op=True), own)
         most = max(int(size) for size in sizes)
         rows = [torch.zeros(most, dtype=torch.uint8) for _ in sizes]
-        dist.all_gather(rows, torch.cat([data, data.new_zeros(most - len(data))]))
+        data = torch.cat([data, data.new_zeros(most - len(data))])
+        self.arrived(dist.all_gather(rows, data, async_op=True), data)
         return [_unpacked(row[: int(size)]) for row, size in zip(rows, sizes, strict=True)]
 
     def shared(self, own: Any) -> Any:
@@ -82,11 +95,24 @@ class Ranks:
 
         data = _packed(own if self.first else None)
         size = torch.tensor([len(data)])
-        dist.broadcast(size, 0)
+        self.arrived(dist.broadcast(size, 0, async_op=True), size)
         if not self.first:
             data = torch.zeros(int(size), dtype=torch.uint8)
-        dist.broadcast(data, 0)
+        self.arrived(dist.broadcast(data, 0, async_op=True), data)
         return own if self.first else _unpacked(data)
+
+    def arrived(self, work: Any, content: Tensor) -> None:
+        """Waits until `content` has been everywhere. On a GPU it is the device that waits."""
+        if content.is_cuda:
+            work.wait()
+            return
+        while not work.is_completed():
+            try:
+                work.wait(PATIENCE)
+            except RuntimeError:
+                if not work.is_completed():
+                    self.missed()
+        work.wait()
 
 
 ALONE = Ranks()
@@ -110,7 +136,7 @@ class Vote:
         before = 0
         if self._cast is not None:
             work, largest = self._cast
-            work.wait()
+            self._ranks.arrived(work, largest)
             before = int(largest)
         ballot = torch.tensor(number)
         self._cast = dist.all_reduce(ballot, dist.ReduceOp.MAX, async_op=True), ballot

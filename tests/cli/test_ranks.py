@@ -54,11 +54,11 @@ def runs_in(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def once_it_runs(folder: Path, number: signal.Signals) -> Iterator[Future[int]]:
-    """Sends a signal to the helper of this process's own run as soon as there is a checkpoint; the helper."""
+    """Sends a signal to the last rank of this process's own run as soon as there is a checkpoint; that rank."""
 
     def send() -> int:
         wait(lambda: runs_in(folder), "a checkpoint")
-        (helper,) = helpers(os.getpid())
+        helper = max(helpers(os.getpid()))
         os.kill(helper, number)
         return helper
 
@@ -106,10 +106,10 @@ def test_a_signal_to_any_of_them_stops_all_and_one_alone_goes_on(whole: Path, tm
 
 def test_a_killed_one_ends_the_run_which_says_how_to_go_on(tmp_path: Path) -> None:
     with once_it_runs(tmp_path, signal.SIGKILL):
-        said = typed(tmp_path, *LONG, SHARED)
+        said = typed(tmp_path, *LONG, "device.processes=3")
     assert said.code == 1
     run = only_run(tmp_path).relative_to(tmp_path)
-    assert said.errors == [f"rank 1 of 2 was ended by SIGKILL; go on with: metarun train resume={run}"]
+    assert said.errors == [f"rank 2 of 3 was ended by SIGKILL; go on with: metarun train resume={run}"]
     assert weights(tmp_path / run)
     assert not helpers(os.getpid())
 

@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "checkpoint": {"types", "files", "engine"},
     "device": {"types", "settings", "cache", "kernels"},
     "world": set(),
-    "company": {"types", "settings", "processes", "world", "engine"},
+    "launch": {"types", "world"},
+    "company": {"types", "settings", "processes", "world", "engine", "launch"},
     "memory": {"engine"},
 }
 """Parts of metarun that each part may import. What is not listed may import anything but `ABOVE`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metarun.engine.loop import Course, fit, meta_update
 from metarun.engine.state import TrainState
 from metarun.measures import MEASURES
 from metarun.settings import TrainSettings
-from metarun.types import EpisodeBatch
+from metarun.types import EpisodeBatch, TrainingError
 
 METHODS = ["maml", "mamlpp", "protonet", "reptile"]
 """One that goes by the net's moving averages, one with its own, one without inner steps, one that draws batches"""
@@ -80,9 +81,13 @@ def fitted(ranks: Ranks) -> dict[str, Any]:
             self._sums: Any = send(*what, **how)
             said.append("sent")
 
-        def wait(self) -> None:
-            self._sums.wait()
-            said.append("received")
+        def is_completed(self) -> bool:
+            return self._sums.is_completed()
+
+        def wait(self, *patience: timedelta) -> None:
+            self._sums.wait(*patience)
+            if said[-1] != "received":
+                said.append("received")
 
     def drawn(first: Any, count: int) -> EpisodeBatch:
         said.append(f"drawn {first} to {first + count - 1}")
@@ -178,6 +183,27 @@ def test_evaluation_is_the_same_to_the_last_digit(found: list[dict[str, Any]]) -
 def test_a_vote_is_known_to_all_one_step_later(found: list[dict[str, Any]]) -> None:
     assert all(rank["votes"] == [0, 0, 15, 0] for rank in found)
     assert Vote(ALONE)(15) == 15
+
+
+def test_nobody_waits_for_ever_for_one_that_is_gone() -> None:
+    """As gloo can, for an operation that was under way when one was killed."""
+    asked: list[timedelta] = []
+
+    class Unending:
+        def is_completed(self) -> bool:
+            return False
+
+        def wait(self, patience: timedelta) -> None:
+            asked.append(patience)
+            raise RuntimeError("Operation timed out!")
+
+    def missed() -> None:
+        if len(asked) == 2:
+            raise TrainingError("rank 1 is gone")
+
+    with pytest.raises(TrainingError, match="rank 1 is gone"):
+        Ranks(0, 2, missed).arrived(Unending(), torch.zeros(1))
+    assert max(asked) <= timedelta(seconds=2)
 
 
 def test_what_is_told_and_gathered(found: list[dict[str, Any]]) -> None:
