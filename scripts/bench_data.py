@@ -33,6 +33,8 @@ from metarun.data.images import folders, image_bank
 from metarun.data.omniglot import Omniglot
 from metarun.data.pixels import Form
 from metarun.device import describe
+from metarun.engine.compiled import Compiled
+from metarun.engine.portions import few_at_once
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
 from metarun.models.conv4 import Conv4
@@ -103,12 +105,13 @@ def timed(work: Callable[[], object], repeats: int) -> float:
 
 
 def stepper(bank: ClassBank, filters: int, halving: str) -> tuple[Callable[[], object], Sampler]:
-    """A MAML step on episodes that are there already, and the sampler of such episodes."""
+    """A MAML step, taken as a run would, on episodes that are there already, and the sampler of such episodes."""
     sampler = bank.episodes(WAY, SHOT, QUERY, 0, "train")
     net = Conv4(item_shape=bank.item_shape, outputs=WAY, filters=filters, halving=halving)
     meta = {n: w.requires_grad_() for n, w in MAML().init(net, torch.Generator().manual_seed(0)).items()}
     state, episodes = TrainState(meta, torch.optim.Adam(meta.values())), sampler(0, TASKS)
-    return lambda: train_step(MAML(), net, state, episodes), sampler
+    portion = Compiled(lambda line: None, warm=0, at_once=few_at_once)
+    return lambda: train_step(MAML(), net, state, episodes, portion=portion), sampler
 
 
 def sampling(sampler: Sampler, repeats: int) -> float:

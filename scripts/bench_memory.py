@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -15,10 +16,12 @@ from torch import Generator
 
 from metarun.config import known, load_plugins
 from metarun.device import describe, pick
-from metarun.engine.step import meta_gradient
+from metarun.engine.compiled import Compiled
+from metarun.engine.portions import few_at_once
+from metarun.engine.step import Portion, as_it_comes, meta_gradient
 from metarun.memory import taken
 from metarun.settings import DeviceSettings
-from metarun.types import Episode
+from metarun.types import Algorithm, Episode
 
 STEPS = (1, 5, 10)
 
@@ -31,14 +34,17 @@ def gradients(inner_steps: int, tasks: int, device: torch.device) -> list[Callab
     x, y = torch.rand(tasks, 5, 1, 28, 28, device=device), torch.arange(5, device=device).expand(tasks, 5)
     episodes = Episode(x, y, x.flip(0), y)
 
-    def gradient(algorithm: object) -> None:
+    def gradient(algorithm: Algorithm, portion: Portion) -> None:
         for w in meta.values():
             w.grad = None
-        meta_gradient(algorithm, net, meta, episodes)  # pyright: ignore
+        meta_gradient(algorithm, net, meta, episodes, portion=portion)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return [lambda a=algorithm: gradient(a) for algorithm in (kept, kept.recomputing())]
+    # As a run takes it: on a CPU from a list, a few tasks at a time.
+    few = few_at_once if device.type == "cpu" else None
+    portions = [Compiled(lambda line: None, warm=0, at_once=few) if few else as_it_comes for _ in range(2)]
+    return [partial(gradient, *each) for each in zip((kept, kept.recomputing()), portions, strict=True)]
 
 
 def timed(work: Callable[[], None]) -> float:
