@@ -18,6 +18,7 @@ from metarun.confusion import Confusion
 from metarun.device import budget, pick
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.evaluate import Outcomes, joined, outcomes, queries_see_one_another, score
+from metarun.engine.memory import Room
 from metarun.pictures import Gallery
 from metarun.report import Report, draw, show, write
 from metarun.settings import DeviceSettings
@@ -124,11 +125,11 @@ def _classical(algo: Tree, classifier: str) -> Tree:
     return own | {"classifier": classifier}
 
 
-def examined(subject: Subject, others: Company) -> Outcomes:
-    """The evaluation itself."""
+def examined(subject: Subject, others: Company, say: Callable[[str], None] = print) -> Outcomes:
+    """The evaluation itself. `say` is told where the memory holds fewer tasks than it was to take at a time."""
     running = subject.net.running or {}
     others.call("examine", tree=subject.tree, split=subject.split, meta=subject.meta, running=running)
-    return _outcomes(subject.plan, subject.net, subject.meta, subject.bank, subject.episodes, others.ranks)
+    return _outcomes(subject.plan, subject.net, subject.meta, subject.bank, subject.episodes, others.ranks, Room(say))
 
 
 def assist(ranks: Ranks, tree: Tree, split: str, meta: Meta, running: Meta) -> Callable[[], None]:
@@ -139,10 +140,10 @@ def assist(ranks: Ranks, tree: Tree, split: str, meta: Meta, running: Meta) -> C
     device = pick(plan.device)
     meta, running = ({n: w.to(device) for n, w in part.items()} for part in (meta, running))
     net = network(plan, episodes).at_test(running)
-    return lambda: _outcomes(plan, net, meta, bank, episodes, ranks) and None
+    return lambda: _outcomes(plan, net, meta, bank, episodes, ranks, Room()) and None
 
 
-def _outcomes(plan: Plan, net: Net, meta: Meta, bank: Bank, episodes: Sampler, ranks: Ranks) -> Outcomes:
+def _outcomes(plan: Plan, net: Net, meta: Meta, bank: Bank, episodes: Sampler, ranks: Ranks, room: Room) -> Outcomes:
     return outcomes(
         plan.algorithm,
         net,
@@ -154,6 +155,7 @@ def _outcomes(plan: Plan, net: Net, meta: Meta, bank: Bank, episodes: Sampler, r
         seed=plan.seed,
         workers=plan.device.threads if ranks == ALONE else torch.get_num_threads(),
         ranks=ranks,
+        room=room,
     )
 
 
@@ -185,10 +187,10 @@ def report(subject: Subject, found: Outcomes) -> Report:
     )
 
 
-def measure(tree: Tree, folder: Path, which: str, split: str, others: Company) -> Report:
-    """Evaluates checkpoint `which` of a run on the fixed episodes of `split`."""
+def measure(tree: Tree, folder: Path, which: str, split: str, others: Company, say: Callable[[str], None]) -> Report:
+    """Evaluates checkpoint `which` of a run on the fixed episodes of `split`. `say`: as in `examined`."""
     subject = rebuilt(tree, folder, which, Banks(split))
-    return report(subject, examined(subject, others))
+    return report(subject, examined(subject, others, say))
 
 
 def evaluate(asked: Tree, into: Path | None) -> int:

@@ -19,7 +19,7 @@ from metarun.device import describe
 from metarun.engine.distributed import ALONE, Ranks, Vote
 from metarun.engine.evaluate import Score, score, task_values
 from metarun.engine.loop import Course, fit
-from metarun.engine.memory import smaller
+from metarun.engine.memory import Room, smaller
 from metarun.engine.state import TrainState
 from metarun.engine.step import meta_gradient
 from metarun.environment import environment
@@ -225,13 +225,13 @@ def _fit(
             if heard:
                 return code
         if watch is None:
-            account.report = report = measure(tree, folder, "best", "test", others)
+            account.report = report = measure(tree, folder, "best", "test", others, say)
             write(report, folder)
             draw(report, folder, say)
             show(report, say)
             say(f"run: {folder}")
         elif state is None:
-            found = measure(tree, folder, "best", "val", others)
+            found = measure(tree, folder, "best", "val", others, say)
             log({"step": 0, "split": "val", found.metric: found.score.mean, "ci95": found.score.ci95, "best": True})
         return account.complete()
 
@@ -260,7 +260,7 @@ def _trained(
 
     with graceful() as caught:
         ended = fit(
-            course(session, state, ranks, log=log, save=save, tick=tick, stop=stop),
+            course(session, state, ranks, log=log, save=save, tick=tick, stop=stop, say=say),
             plan.algorithm,
             session.net,
             session.train,
@@ -283,15 +283,16 @@ def course(
     save: Callable[[str, TrainState], None],
     tick: Callable[[int], None],
     stop: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> Course:
     """What a run does between its steps, as its config has it."""
-    plan = session.plan
+    plan, room = session.plan, Room(say)
     return Course(
         state,
         plan.train,
         measure=session.measure,
         checkpoint_every=plan.checkpoint.every,
-        validate=lambda state: validated(session, state, plan.train.val_episodes, ranks),
+        validate=lambda state: validated(session, state, plan.train.val_episodes, ranks, room),
         log=log,
         save=save,
         tick=tick,
@@ -299,12 +300,12 @@ def course(
     )
 
 
-def validated(session: Session, state: TrainState, tasks: int, ranks: Ranks = ALONE) -> Score:
+def validated(session: Session, state: TrainState, tasks: int, ranks: Ranks = ALONE, room: Room | None = None) -> Score:
     """The score of the first `tasks` validation tasks."""
     plan = session.plan
     net, meta = session.test_net.at_test(state.running), plan.algorithm.at_test(state.meta)
     batch, measure = plan.device.eval_batch, session.measure
-    return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, measure, ranks))
+    return score(task_values(plan.algorithm, net, meta, session.val, tasks, batch, measure, ranks, room))
 
 
 def portion(session: Session, state: TrainState, ranks: Ranks, say: Callable[[str], None]) -> int | None:

@@ -102,7 +102,8 @@ class Going:
     def member(self) -> Member:
         session, account = self.session, self.account
         assert session.state is not None
-        own = course(session, session.state, log=account.log, save=account.save, tick=account.tick, stop=self.stop)
+        tells = {"log": account.log, "save": account.save, "tick": account.tick, "say": account.say}
+        own = course(session, session.state, stop=self.stop, **tells)
         net_at = networks(session.plan, session.net)
         return Member(own, session.plan.algorithm, net_at, session.train, tickets(session.plan.seed))
 

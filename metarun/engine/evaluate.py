@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.counter import mix
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.host import Pool
+from metarun.engine.memory import Room
 from metarun.engine.portions import tasks_at_once
 from metarun.engine.step import per_task
 from metarun.measures import Measure
@@ -53,15 +54,27 @@ def values_of(measures: Sequence[Measure], prediction: Tensor, y: Tensor) -> Ten
 
 
 def over_tasks(
-    f: Callable[[Episode], Tensor], episodes: Episodes, tasks: int, batch: int, ranks: Ranks = ALONE
+    f: Callable[[Episode], Tensor],
+    episodes: Episodes,
+    tasks: int,
+    batch: int,
+    ranks: Ranks = ALONE,
+    room: Room | None = None,
 ) -> Tensor:
-    """(tasks, ...) f of each of the first `tasks` episodes, `batch` at a time, without a graph.
+    """(tasks, ...) f of each of the first `tasks` episodes, without a graph, `batch` at a time or as many as there is
+    `room` for.
 
     Ranks take whole batches in turn: a task then has the same neighbours, and the same bits, however many there are.
     """
+    room = room or Room()
+
+    def some(first: int, count: int) -> Tensor:
+        return per_task(f, episodes(first, count))
+
     with torch.no_grad():
         firsts = ranks.dealt(range(0, tasks, batch))
-        return torch.cat(ranks.collected([per_task(f, episodes(first, min(batch, tasks - first))) for first in firsts]))
+        mine = [torch.cat([*room.parts(some, first, min(batch, tasks - first))]) for first in firsts]
+        return torch.cat(ranks.collected(mine))
 
 
 def task_values(
@@ -73,13 +86,18 @@ def task_values(
     batch: int | None,
     measure: Measure,
     ranks: Ranks = ALONE,
+    room: Room | None = None,
 ) -> Tensor:
     """(tasks,) the measure of the method's predictions in each of the first `tasks` episodes.
 
-    They are taken `batch` at a time; None: as many as `tasks_at_once` says.
+    They are taken `batch` at a time (None: as many as `tasks_at_once` says), or as many as there is `room` for.
     """
     portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
-    return over_tasks(lambda e: measure.of(algorithm.predict(net, meta, e), e.query_y), episodes, tasks, portion, ranks)
+
+    def judged(e: Episode) -> Tensor:
+        return measure.of(algorithm.predict(net, meta, e), e.query_y)
+
+    return over_tasks(judged, episodes, tasks, portion, ranks, room)
 
 
 def outcomes(
@@ -94,26 +112,30 @@ def outcomes(
     seed: int = 0,
     workers: int | None = None,
     ranks: Ranks = ALONE,
+    room: Room | None = None,
 ) -> Outcomes:
-    """All there is to know of the first `tasks` episodes, `batch` at a time (None: as many as `tasks_at_once` says).
+    """All there is to know of the first `tasks` episodes, `batch` at a time (None: as many as `tasks_at_once` says), or
+    as many as there is `room` for.
 
     They are judged by `measures`, and followed along the inner steps by the first of them. A method that answers
     outside torch does so in `workers` processes (None: one for each core), and draws what is random in it from `seed`
     and the task's number. `ranks` take whole batches in turn, and all come to know everything.
     """
-    pool = Pool(workers)
+    pool, room = Pool(workers), room or Room()
     portion: int = ranks.shared(tasks_at_once(batch, episodes, tasks, meta))
-    parts: list[Outcomes] = []
+
+    def some(first: int, count: int) -> Outcomes:
+        drawn, classes = episodes(first, count), episodes.classes(first, count)
+        if isinstance(algorithm, HostSide):
+            found = _fitted(algorithm, net, meta, drawn, measures, _seeds(seed, first, count), pool)
+        else:
+            found = _followed(algorithm, net, meta, drawn, measures)
+        return _told(*found, drawn.query_y, classes)
+
     with torch.no_grad():
-        for first in ranks.dealt(range(0, tasks, portion)):
-            count = min(portion, tasks - first)
-            drawn, classes = episodes(first, count), episodes.classes(first, count)
-            if isinstance(algorithm, HostSide):
-                found = _fitted(algorithm, net, meta, drawn, measures, _seeds(seed, first, count), pool)
-            else:
-                found = _followed(algorithm, net, meta, drawn, measures)
-            parts.append(_told(*found, drawn.query_y, classes))
-    return joined([Outcomes(*part) for part in ranks.collected([tuple(part) for part in parts])])
+        firsts = ranks.dealt(range(0, tasks, portion))
+        mine = [joined([*room.parts(some, first, min(portion, tasks - first))]) for first in firsts]
+    return joined([Outcomes(*part) for part in ranks.collected([tuple(part) for part in mine])])
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

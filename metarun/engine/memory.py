@@ -1,11 +1,12 @@
 """Fitting a meta-batch to the memory: how many of its tasks at a time, and going on with fewer when they were too many.
 
-A meta-gradient is a mean over tasks, so the portions that they are taken in change it by rounding alone.
+A meta-gradient is a mean over tasks, so the portions that they are taken in change it by rounding alone; and so do
+those of an evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from textwrap import shorten
 from typing import TypeVar
@@ -80,13 +81,53 @@ def in_portions(
         # Only out here: the exception held on to all that had been computed.
         for state in states:
             state.chunk = (at_once + 1) // 2
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _give_back()
         say(f"step {step}: not enough memory for {at_once} tasks at a time; going on with {(at_once + 1) // 2}")
 
 
+class Room:
+    """How many tasks to evaluate at a time, as it turns out while they are: half as many from there on whenever the
+    memory does not hold them, of which `say` is told."""
+
+    def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
+        self._say = say
+        self._most: int | None = None
+
+    def parts(self, work: Callable[[int, int], Out], first: int, count: int) -> Iterator[Out]:
+        """`work(first, count)`, in one part or in several. Raises `NoMemory` where one task alone is too much."""
+        end = first + count
+        while first < end:
+            part = smaller(end - first, self._most) or 1
+            try:
+                out = work(first, part)
+            except (RuntimeError, MemoryError) as e:
+                if not is_about_memory(e):
+                    raise
+                if part == 1:
+                    raise NoMemory(
+                        f"not enough memory to evaluate one task alone ({_told(e)}); lower eval.way, eval.shot, "
+                        "eval.query or the model's size"
+                    ) from None
+                self._most = (part + 1) // 2
+            else:
+                yield out
+                first += part
+                continue
+            _give_back()
+            self._say(f"not enough memory to evaluate {part} tasks at a time; going on with {self._most}")
+
+
+def _give_back() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _told(e: BaseException) -> str:
+    return shorten(str(e) or type(e).__name__, 100)
+
+
 def _hopeless(algorithm: Algorithm, step: int, e: BaseException) -> str:
-    told = shorten(str(e) or type(e).__name__, 100)
+    told = _told(e)
     if algorithm.supervised:
         return f"step {step}: not enough memory for the batch ({told}); lower train.meta_batch or the model's size"
     try:

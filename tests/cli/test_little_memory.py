@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from commandline import TINY, Said
 
 from metarun import memory, run
 from metarun.device import keep_memory
+from metarun.engine import evaluate
+from metarun.types import EpisodeBatch
 
 Metarun = Callable[..., Said]
 MAML = [*(word for word in TINY if not word.startswith("algo")), "algo=maml"]
@@ -62,6 +65,27 @@ def test_a_run_that_goes_on_takes_as_many_tasks_as_before(
     assert all(torch.equal(w, stopped["meta"][name]) for name, w in straight["meta"].items())
     again = metarun("train", "resume=stopped", "train.iterations=5", "device.chunk=null")
     assert again.code == 0 and "tasks at a time" not in again.out, "what is typed counts"
+
+
+def test_a_validation_and_a_test_that_do_not_fit_end_no_run(
+    metarun: Metarun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once in a run, and once in its test."""
+    whole = metarun("train", *MAML, "train.val_every=1", "hydra.run.dir=whole")
+    assert whole.code == 0, whole.err
+    at_once = evaluate.per_task
+
+    def little(f: Callable[..., Any], episodes: EpisodeBatch) -> Any:
+        if len(episodes.query_x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return at_once(f, episodes)
+
+    monkeypatch.setattr(evaluate, "per_task", little)
+    said = metarun("train", *MAML, "train.val_every=1", "hydra.run.dir=little")
+    assert said.code == 0, said.err
+    assert said.out.count("going on with 3") + said.out.count("going on with 2") == 2, said.out
+    same = [(tmp_path / name / "tasks.csv").read_text() for name in ("whole", "little")]
+    assert same[0] == same[1]
 
 
 def test_inner_steps_are_recomputed_to_the_same_run(metarun: Metarun, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import torch
 from contract.small import MLP, gap, make_algorithm, make_episodes, make_meta, make_net
 from torch.func import debug_unwrap
 
+from metarun.engine.evaluate import outcomes, task_values
 from metarun.engine.loop import meta_update
-from metarun.engine.memory import SHARE, fitting, is_about_memory
+from metarun.engine.memory import SHARE, NoMemory, Room, fitting, is_about_memory
 from metarun.engine.state import TrainState
 from metarun.engine.step import train_step
+from metarun.measures import MEASURES
 from metarun.memory import resident
 from metarun.settings import TrainSettings
 from metarun.types import Algorithm, Episode, EpisodeBatch, Meta, Net, TaskLoss, TrainingError
@@ -24,6 +26,18 @@ KINDS = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to"),
     MemoryError(),
 ]
+
+
+class Listed:
+    """A sampler of tasks for an evaluation."""
+
+    all = make_episodes(tasks=20)
+
+    def __call__(self, first: int, count: int) -> EpisodeBatch:
+        return EpisodeBatch(*(field[first : first + count] for field in self.all))
+
+    def classes(self, first: int, count: int) -> torch.Tensor:
+        return torch.arange(3).expand(count, -1)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,36 @@ def test_where_one_task_alone_is_too_much_the_run_ends_with_a_way_out() -> None:
     ):
         train_step(greedy, net, state, make_episodes(TASKS))
     assert all(torch.equal(value, before[name]) for name, value in all_of(state).items())
+
+
+@pytest.mark.parametrize("error", KINDS, ids=["gpu", "cpu", "python"])
+def test_an_evaluation_that_does_not_fit_goes_on_in_halves(error: BaseException) -> None:
+    """To the same numbers; and what was found out is kept to."""
+    plain, net, state = parts(error=error)
+    meta, accuracy = {n: w.detach() for n, w in state.meta.items()}, MEASURES["accuracy"]
+    net = net.at_test(state.running)
+    expected = task_values(plain, net, meta, Listed(), 20, 8, accuracy)
+
+    @dataclass(frozen=True)
+    class Wide(Greedy):
+        def predict(self, net: Net, meta: Meta, episode: Episode) -> torch.Tensor:
+            self.portions.append(len(debug_unwrap(episode.query_x, recurse=True)))
+            if self.portions[-1] > self.room:
+                raise self.error
+            return super().predict(net, meta, episode)
+
+    said: list[str] = []
+    wide, room = Wide(make_algorithm("maml"), error, room=3), Room(said.append)
+    assert torch.equal(task_values(wide, net, meta, Listed(), 20, 8, accuracy, room=room), expected)
+    assert wide.portions == [8, 4, *[2] * 10]
+    assert said == [
+        "not enough memory to evaluate 8 tasks at a time; going on with 4",
+        "not enough memory to evaluate 4 tasks at a time; going on with 2",
+    ]
+    found = outcomes(wide, net, meta, Listed(), 20, 8, (accuracy,), room=room)
+    assert torch.equal(found.final, expected.double()) and len(said) == 2
+    with pytest.raises(NoMemory, match=r"evaluate one task alone \(.*\); lower eval\.way"):
+        task_values(Wide(make_algorithm("maml"), error, room=0), net, meta, Listed(), 20, 8, accuracy)
 
 
 def test_other_errors_are_errors() -> None:
