@@ -17,6 +17,7 @@ from torch.func import debug_unwrap
 
 from metarun.batchnorm import batch_norm, moments
 from metarun.kernels import conv as kernel
+from metarun.kernels import pool
 from metarun.types import Meta
 
 EPS = 1e-5
@@ -42,6 +43,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> T
         y = torch.matmul(weight.flatten(1), patches).unflatten(-1, (h, w))
         return y if bias is None else y + bias[:, None, None]
     return F.conv2d(x, weight, bias, stride=stride, padding=k // 2)
+
+
+def max_pool(x: Tensor, slope: float) -> Tensor:
+    """The largest of each two by two places, and then a ReLU whose slope below zero is `slope`.
+
+    x: (n, channels, h, w) -> (n, channels, h // 2, w // 2). On a CPU by metarun's own kernel, where it is there.
+    """
+    if pool.fits(x):
+        return pool.max_pool(x, slope)
+    y = F.max_pool2d(x, 2)  # before the ReLU, which it commutes with, so that fewer numbers pass that
+    return F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from metarun.files import write_atomic
 
 KINDS = {torch.float32: "f32", torch.float64: "f64"}
 """what the names of functions for such numbers end with"""
-SOURCES = ("conv.cpp", "norm.cpp")
+SOURCES = ("conv.cpp", "norm.cpp", "pool.cpp")
 HEADERS = ("lanes.hpp",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILERS = ("g++", "c++")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.layers import Norm, conv, conv_init, xavier
+from metarun.layers import Norm, conv, conv_init, max_pool, xavier
 from metarun.models.network import READOUTS, ImageNetwork, halved
 from metarun.types import Meta, register, setting
 
@@ -68,7 +68,5 @@ class Conv4(ImageNetwork):
             y = norm(meta, f"norm{i}", conv(meta, f"conv{i}", x, stride), 0.0 if at_once else None)
             if self.residual:
                 y = y + (conv(meta, f"skip{i}", x, stride) if f"skip{i}.weight" in meta else x[..., ::stride, ::stride])
-            if pools:
-                y = F.max_pool2d(y, 2)  # before the ReLU, which it commutes with, so that fewer numbers pass that
-            x = self._drop(y if at_once else F.relu(y))
+            x = self._drop(max_pool(y, 0.0) if pools else y if at_once else F.relu(y))
         return x

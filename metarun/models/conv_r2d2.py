@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.layers import Norm, conv, conv_init, xavier
+from metarun.layers import Norm, conv, conv_init, max_pool, xavier
 from metarun.models.network import Network, check_images, check_widths
 from metarun.types import Meta, register, setting
 
@@ -64,7 +64,7 @@ class ConvR2D2(Network):
         for i in range(last + 1):
             before = x
             x = norm(meta, f"norm{i}", conv(meta, f"conv{i}", x))
-            x = F.leaky_relu(F.max_pool2d(x, 2, stride=1 if i == last else 2), SLOPE)
+            x = F.leaky_relu(F.max_pool2d(x, 2, stride=1), SLOPE) if i == last else max_pool(x, SLOPE)
             if i >= last - 1:
                 x = self._drop(x)
         return torch.cat([F.max_pool2d(before, 2, stride=1).flatten(1), x.flatten(1)], 1)

@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metarun.layers import Norm, conv, conv_init, he
+from metarun.layers import Norm, conv, conv_init, he, max_pool
 from metarun.models.network import READOUTS, ImageNetwork, check_widths
 from metarun.types import Meta, register, setting
 
@@ -71,7 +70,7 @@ class ResNet12(ImageNetwork):
                 slope = SLOPE if j < CONVOLUTIONS - 1 else None
                 y = norm(meta, f"block{i}.norm{j}", conv(meta, f"block{i}.conv{j}", y), slope)
             y = y + norm(meta, f"block{i}.norm_skip", conv(meta, f"block{i}.skip", x))
-            x = F.leaky_relu(F.max_pool2d(y, 2), SLOPE)  # they commute, and so fewer numbers pass the ReLU
+            x = max_pool(y, SLOPE)
             if i < len(self.widths) - DROPBLOCKS:
                 x = self._drop(x)
             elif self.noise is not None:
