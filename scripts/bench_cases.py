@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -114,11 +115,12 @@ def metarun(case: Case, dtype: torch.dtype, device: torch.device, system: str) -
     meta = {name: w.to(device, dtype).requires_grad_() for name, w in weights.items()}
     state = TrainState(meta, make_optimizer("Adam", meta.values(), 1e-3, {}))
     cpu = device.type == "cpu"
-    if system == ("metarun" if cpu else "compiled") or system == "all at once":
-        few = few_at_once if system == "metarun" else None
-        portion = Compiled(lambda line: None, compiler=compiler(device), at_once=few)
-    else:
+    if system == "torch's" or (system == "metarun" and not cpu):
         portion = as_it_comes
+    else:
+        few = few_at_once if cpu and system != "all at once" else None
+        by = partial(torch.compile, fullgraph=True, dynamic=False) if system == "compiled" and cpu else compiler(device)
+        portion = Compiled(lambda line: None, compiler=by, at_once=few)
     batch = EpisodeBatch(*episodes(case, dtype, device))
 
     def gradient(draw: int) -> Tensor:
@@ -270,7 +272,7 @@ def flat(weights: list[Tensor]) -> Tensor:
 OWN = {
     "all at once": "device.chunk=null, on a CPU",
     "torch's": "device.kernels=false device.compile=false, on a CPU",
-    "compiled": "device.compile=true, on a GPU",
+    "compiled": "device.compile=true on a GPU; on a CPU, where no setting asks for it, by torch's compiler too",
 }
 """metarun as it is not by default"""
 
@@ -278,9 +280,11 @@ OWN = {
 PEERS = ("higher", "torchopt", "loop")
 
 
-def peers_of(case: Case, device: str) -> list[str]:
-    own = ["all at once", "torch's"] if device == "cpu" else ["compiled"]
-    return [*own, *(["higher", "torchopt"] if case.method in ("maml", "anil") else []), "loop"]
+def peers_of(case: Case, device: str, named: list[str]) -> list[str]:
+    """Those `named`, or all but what takes a minute for each case: to be compiled on a CPU."""
+    own = ["all at once", "torch's", "compiled"] if device == "cpu" else ["compiled"]
+    every = [*own, *(["higher", "torchopt"] if case.method in ("maml", "anil") else []), "loop"]
+    return [peer for peer in every if (peer in named if named else (device, peer) != ("cpu", "compiled"))]
 
 
 def built(system: str, case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Built:

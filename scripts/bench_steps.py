@@ -118,7 +118,7 @@ def rate(device: str, side: int = 2048) -> float:
 def compare(name: str, peers: list[str], seconds: float, device: str) -> dict[str, Any]:
     """One case's figures. Steps are taken in turns for about so many seconds, 5 of each at least."""
     case = CASES[name]
-    systems = ["metarun", *(peer for peer in peers_of(case, device) if not peers or peer in peers)]
+    systems = ["metarun", *peers_of(case, device, peers)]
     with serving(["float64"], case, device) as lines:
         exact = ask(lines["float64"], "gradients")
     with serving(systems, case, device) as lines:
