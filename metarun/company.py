@@ -136,9 +136,11 @@ def processes(settings: DeviceSettings, tasks: int | None) -> int:
 
 
 def _lost(helpers: Helpers | None, e: BaseException) -> str:
-    """Why a collective operation has failed, where another process is to blame."""
-    if isinstance(e, RankLost) or not isinstance(e, RuntimeError):
-        return str(e) if isinstance(e, RankLost) else ""
+    """Why a collective operation has failed, where another process is to blame; else nothing."""
+    if isinstance(e, RankLost):
+        return str(e)
+    if not isinstance(e, RuntimeError):
+        return ""
     if helpers is not None:
         return helpers.lost(NOTICE if _cut(e) else 0)
     return "another rank has ended" if _cut(e) else ""
