@@ -153,12 +153,6 @@ def _cut(e: RuntimeError) -> bool:
     return isinstance(e, dist.DistError) or any(word in str(e) for word in ("Connection", "gloo", "Broken pipe"))
 
 
-def _on_gpus() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_initialized()
-
-
 def lead(world: World, more: Mapping[str, str], command: Callable[[], int]) -> int:
     """A command in the first of many processes that another program has started; its exit code, and theirs."""
     global _launched
