@@ -80,8 +80,14 @@ void squares(const Index* sizes, int threads, F f) {
     });
 }
 
+// What the ReLU leaves of it.
 template <class T>
-void largest(const Index* sizes, const T* x, T* y, Byte* from, int relu, T slope, int threads) {
+inline Vector<T> through(Vector<T> v, Says<T> at, T slope) {
+    return (at & MUTED) != 0 ? (slope == 0 ? Vector<T>{} : slope * v) : v;
+}
+
+template <class T>
+void largest(const Index* sizes, const T* x, T* y, Byte* from, T slope, int threads) {
     squares<T>(sizes, threads, [=](const Index* places, Index square, Index count) {
         Vector<T> most = some(x + places[0], count);
         Says<T> at = {};
@@ -91,20 +97,10 @@ void largest(const Index* sizes, const T* x, T* y, Byte* from, int relu, T slope
             most = larger ? v : most;
             at = larger ? Says<T>{} + i : at;
         }
-        if (relu) {
-            const Says<T> muted = most <= 0;
-            most = muted ? (slope == 0 ? Vector<T>{} : slope * most) : most;
-            at |= muted & MUTED;
-        }
-        put(y + square, most, count);
+        at |= (most <= 0) & MUTED;
+        put(y + square, through<T>(most, at, slope), count);
         say<T>(from + square, at, count);
     });
-}
-
-// What the ReLU leaves of it.
-template <class T>
-inline Vector<T> through(Vector<T> v, Says<T> at, T slope) {
-    return (at & MUTED) != 0 ? (slope == 0 ? Vector<T>{} : slope * v) : v;
 }
 
 // To each square's largest place what the square has, and nothing to the others.
@@ -135,9 +131,9 @@ void along(const Index* sizes, const T* v, const Byte* from, T* to, T slope, int
 
 #define METARUN_POOL(T, NAME)                                                                                       \
     extern "C" void metarun_pool_##NAME(                                                                            \
-        const Index* sizes, const T* x, T* y, Byte* from, int relu, double slope, int threads                       \
+        const Index* sizes, const T* x, T* y, Byte* from, double slope, int threads                                 \
     ) {                                                                                                             \
-        largest<T>(sizes, x, y, from, relu, T(slope), threads);                                                     \
+        largest<T>(sizes, x, y, from, T(slope), threads);                                                           \
     }                                                                                                               \
     extern "C" void metarun_pool_back_##NAME(                                                                       \
         const Index* sizes, const T* squares, const Byte* from, T* places, double slope, int threads                \

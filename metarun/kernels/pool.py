@@ -17,8 +17,7 @@ from torch.autograd import Function
 
 from metarun.kernels import library
 
-LARGEST = (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_double, c_int)
-WAY = (c_void_p, c_void_p, c_void_p, c_void_p, c_double, c_int)
+ARGUMENTS = (c_void_p, c_void_p, c_void_p, c_void_p, c_double, c_int)
 
 
 def fits(x: Tensor) -> bool:
@@ -26,9 +25,9 @@ def fits(x: Tensor) -> bool:
     return library.takes(x) and x.dim() == 4
 
 
-def max_pool(x: Tensor, slope: float | None) -> Tensor:
+def max_pool(x: Tensor, slope: float) -> Tensor:
     """The largest of each two by two places, whose last line or column may be left over, and then a ReLU of that slope
-    below zero; None: there is no ReLU."""
+    below zero."""
     return _Largest.apply(x, slope)[0]  # pyright: ignore
 
 
@@ -36,15 +35,15 @@ class _Largest(Function):
     """y, and of each of its numbers where it comes from."""
 
     @staticmethod
-    def forward(x: Tensor, slope: float | None) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor]:
         return torch.ops.metarun.pool(x, slope)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float | None], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         x, slope = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.how = True, slope or 0.0, *x.shape[-2:]
+        ctx.how = True, slope, *x.shape[-2:]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, None]:
@@ -97,16 +96,16 @@ def _together(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _empty_pool(x: Tensor, slope: float | None) -> tuple[Tensor, Tensor]:
+def _empty_pool(x: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     height, width = (side // 2 for side in x.shape[2:])
     return _empty(x, height, width, x.dtype), _empty(x, height, width, torch.uint8)
 
 
-def _pool(x: Tensor, slope: float | None) -> tuple[Tensor, Tensor]:
+def _pool(x: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     (y, place), rows = _empty_pool(x, slope), _together(x)
     pointers = rows.data_ptr(), y.data_ptr(), place.data_ptr()
-    sizes, relu = library.numbers(*rows.shape), slope is not None
-    library.function("pool", x.dtype, LARGEST)(sizes, *pointers, relu, slope or 0.0, torch.get_num_threads())
+    sizes = library.numbers(*rows.shape)
+    library.function("pool", x.dtype, ARGUMENTS)(sizes, *pointers, slope, torch.get_num_threads())
     return y, place
 
 
@@ -121,13 +120,13 @@ def _way(v: Tensor, place: Tensor, back: bool, slope: float, height: int, width:
     rows, at = _together(v), _together(place)
     n, channels = v.shape[:2]
     sizes = library.numbers(n, height, width, channels)
-    f = library.function("pool_back" if back else "pool_along", v.dtype, WAY)
+    f = library.function("pool_back" if back else "pool_along", v.dtype, ARGUMENTS)
     f(sizes, rows.data_ptr(), at.data_ptr(), out.data_ptr(), slope, torch.get_num_threads())
     return out
 
 
 _operations = torch.library.Library("metarun", "FRAGMENT")
-_operations.define("pool(Tensor x, float? slope) -> (Tensor, Tensor)")
+_operations.define("pool(Tensor x, float slope) -> (Tensor, Tensor)")
 _operations.define("pool_way(Tensor v, Tensor place, bool back, float slope, int height, int width) -> Tensor")
 for name, kernel, empty in (("pool", _pool, _empty_pool), ("pool_way", _way, _empty_way)):
     _operations.impl(name, kernel, "CPU")

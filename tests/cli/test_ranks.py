@@ -17,6 +17,7 @@ import torch
 from commandline import Said, only_run, started, typed
 
 from metarun import runs
+from metarun.launch import TAKEN
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc to see processes in")
 
@@ -105,9 +106,11 @@ def test_a_signal_to_any_of_them_stops_all_and_one_alone_goes_on(whole: Path, tm
 
 
 def test_a_killed_one_ends_the_run_which_says_how_to_go_on(tmp_path: Path) -> None:
+    means = {number: signal.getsignal(number) for number in TAKEN}
     with once_it_runs(tmp_path, signal.SIGKILL):
         said = typed(tmp_path, *LONG, "device.processes=3")
     assert said.code == 1
+    assert {number: signal.getsignal(number) for number in TAKEN} == means, "torch's launcher answers signals"
     run = only_run(tmp_path).relative_to(tmp_path)
     assert said.errors == [f"rank 2 of 3 was ended by SIGKILL; go on with: metarun train resume={run}"]
     assert weights(tmp_path / run)
